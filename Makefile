@@ -1,0 +1,34 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install test check demo soak lint types clean
+
+install: $(STAMP)
+
+# The stamp makes a second install a matter of milliseconds; it is older than pyproject.toml when that changes.
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not soak"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types test
+
+demo: $(STAMP)
+	@$(BIN)/python -m examples.demo
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest -m soak --timeout 0
+
+clean:
+	rm -rf $(VENV) .demo .hypothesis .mypy_cache .ruff_cache .pytest_cache

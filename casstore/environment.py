@@ -1,0 +1,442 @@
+"""One LMDB environment, opened the way that loses nothing: the only place that knows LMDB's options and errors.
+
+casstore's LMDB backend and the journal's share it. What it guards against, each from a report named in the
+peers' trackers: a small map, a second handle in one process, use after fork, dead readers, a short data file,
+network file systems, a transaction that is used again after it failed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, final
+
+import lmdb
+
+from casstore.errors import (
+    AlreadyOpen,
+    Busy,
+    ClosedHandle,
+    DamagedStore,
+    ForkedHandle,
+    InvalidHome,
+    PoisonedHandle,
+    ReadOnly,
+    StoreError,
+    StoreFull,
+    UnsupportedFilesystem,
+)
+
+__all__ = ["Environment", "check_filesystem", "open_environment"]
+
+MAP_SIZE_BYTES: Final = 1 << 40
+MAP_SIZE_BYTES_MIN: Final = 1 << 30
+READER_CHECK_S: Final = 30.0
+_READERS_MAX: Final = 1024
+_NETWORK_FILESYSTEMS: Final = (
+    "nfs", "cifs", "smb", "9p", "afs", "ceph", "gluster", "lustre", "fuse.sshfs", "fuse.s3", "fuse.rclone", "ncp",
+)  # fmt: skip
+
+# Process-wide by necessity: LMDB forbids a second handle of one environment in a process, and a forked child
+# has to let go of all that it inherited.
+_open: dict[tuple[int, int], Environment] = {}
+_open_lock = threading.Lock()
+
+
+class _ForkGate:
+    """Holds a fork back until no transaction is open in this process.
+
+    A child has to close what it inherited, and closing a handle with an open transaction would release the
+    parent's reader slot: its snapshot could then be overwritten under it.
+    """
+
+    WAIT_S: Final = 10.0
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition(threading.Lock())
+        self.active = 0
+        self.forking = False
+        self.mine = threading.local()
+
+    def __enter__(self) -> None:
+        mine = getattr(self.mine, "open", 0)
+        with self.condition:
+            # A nested transaction (journal, then store) must not wait for the fork that waits for it.
+            while self.forking and not mine:
+                self.condition.wait()
+            self.active += 1
+        self.mine.open = mine + 1
+
+    def __exit__(self, *_: object) -> None:
+        self.mine.open -= 1
+        with self.condition:
+            self.active -= 1
+            if self.forking:
+                self.condition.notify_all()
+
+    def before_fork(self) -> None:
+        mine = getattr(self.mine, "open", 0)
+        with self.condition:
+            self.forking = True
+            self.condition.wait_for(lambda: self.active <= mine, timeout=self.WAIT_S)
+
+    def after_in_parent(self) -> None:
+        with self.condition:
+            self.forking = False
+            self.condition.notify_all()
+
+
+_gate = _ForkGate()
+
+
+def check_filesystem(path: Path) -> None:
+    """Raises: UnsupportedFilesystem where shared locks and maps are known not to work."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return
+    real, best, kind = os.path.realpath(path), "", ""
+    for line in mounts:
+        _, mount, fstype, *_ = line.split(" ")
+        mount = mount.encode(errors="surrogateescape").decode("unicode_escape", errors="replace")
+        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, fstype
+    if kind.startswith(_NETWORK_FILESYSTEMS):
+        raise UnsupportedFilesystem(str(path), kind)
+
+
+@final
+class Environment:
+    """An open environment with its named databases; shared by all openers in this process, counted.
+
+    A commit through `write()` is atomic. It is on disk when `write()` returns if the environment is `durable`;
+    else after the next `sync()`, and until then a power loss may take the newest commits, never the integrity.
+    """
+
+    def __init__(self, env: Any, path: Path, *, read_only: bool, databases: Sequence[bytes]) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._env = env
+        self._pid = os.getpid()
+        self._users = 1
+        self._closed = False
+        self._poison: str | None = None
+        self._writer: int | None = None
+        self._mutex = threading.Lock()
+        self._reader_checked = time.monotonic()
+        self._databases: dict[bytes, Any] = {}
+        self.page_size: int = env.stat()["psize"]
+
+    # -- transactions ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def read(self) -> Iterator[Any]:
+        """A snapshot. Copy out what you need: nothing from it may be kept past the block."""
+        self._check()
+        with _gate:
+            try:
+                txn = self._begin_read()
+            except lmdb.Error as error:
+                raise self._translate(error) from error
+            try:
+                yield txn
+            except lmdb.Error as error:
+                raise self._translate(error) from error
+            finally:
+                txn.abort()
+
+    @contextmanager
+    def write(self) -> Iterator[Any]:
+        """The one write transaction of all processes: committed at the end of the block, dropped on any error.
+
+        Raises: ReadOnly, StoreFull (nothing written), PoisonedHandle (outcome not known), ForkedHandle.
+        """
+        self._check()
+        if self.read_only:
+            raise ReadOnly(str(self.path))
+        me = threading.get_ident()
+        if self._writer == me:
+            raise Busy(f"{self.path}: this thread already holds the write lock")
+        with self._mutex, _gate:
+            self._check()
+            self._writer = me
+            try:
+                txn = self._begin_write()
+                try:
+                    yield txn
+                except BaseException as error:
+                    # A failed transaction is never used again (monero#2168).
+                    txn.abort()
+                    if isinstance(error, lmdb.Error):
+                        raise self._translate(error) from error
+                    raise
+                try:
+                    txn.commit()
+                except lmdb.Error as error:
+                    with suppress(lmdb.Error):
+                        txn.abort()
+                    raise self._translate(error, committing=True) from error
+            finally:
+                self._writer = None
+
+    def sync(self) -> None:
+        """Everything committed so far, by whichever process, is on disk when this returns.
+
+        Raises: PoisonedHandle when the flush fails: the kernel may have dropped what it could not write.
+        """
+        self._check()
+        if self.read_only:
+            return
+        try:
+            self._env.sync(True)
+        except lmdb.Error as error:
+            self._poison = f"flush failed: {error}"
+            raise PoisonedHandle(str(self.path), self._poison) from error
+
+    def db(self, name: bytes) -> Any:
+        """The handle of a named database."""
+        return self._databases[name]
+
+    # -- facts ----------------------------------------------------------------------------------------
+
+    def info(self) -> dict[str, int]:
+        """Facts for people: file and map size in bytes, pages used and free, readers, reader lag in commits."""
+        self._check()
+        info = self._env.info()
+        with self.read() as txn:
+            tables = [txn.stat(db) for db in self._databases.values()] + [self._env.stat()]
+        used = 2 + sum(t["branch_pages"] + t["leaf_pages"] + t["overflow_pages"] for t in tables)
+        return {
+            "file_bytes": _data_size(self.path),
+            "page_bytes": self.page_size,
+            "pages_used": used,
+            "pages_free": max(info["last_pgno"] + 1 - used, 0),
+            "readers": info["num_readers"],
+        }
+
+    def reader_check(self) -> int:
+        """Clear the slots of readers whose process died; they would keep every page since from reuse."""
+        self._check()
+        return int(self._env.reader_check())
+
+    def copy_to(self, path: Path, *, compact: bool) -> None:
+        """Write a consistent copy into the existing empty directory `path`."""
+        self._check()
+        try:
+            self._env.copy(os.fsencode(path), compact=compact)
+        except lmdb.Error as error:
+            raise self._translate(error) from error
+
+    # -- life -----------------------------------------------------------------------------------------
+
+    def retain(self) -> Environment:
+        """One more user of the same handle."""
+        self._check()
+        self._users += 1
+        return self
+
+    def close(self) -> None:
+        """Give back one use; the last one closes. Idempotent after that."""
+        if self._closed or self._pid != os.getpid():
+            return
+        with _open_lock:
+            self._users -= 1
+            if self._users > 0:
+                return
+            for key in [key for key, env in _open.items() if env is self]:
+                del _open[key]
+            self._closed = True
+        with self._mutex:
+            self._env.close()
+
+    # -- inside ---------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if self._pid != os.getpid():
+            raise ForkedHandle(str(self.path), self._pid)
+        if self._closed:
+            raise ClosedHandle(str(self.path))
+        if self._poison is not None:
+            raise PoisonedHandle(str(self.path), self._poison)
+
+    def _begin_read(self) -> Any:
+        now = time.monotonic()
+        if now - self._reader_checked > READER_CHECK_S:
+            self._reader_checked = now
+            self._env.reader_check()
+        try:
+            return self._env.begin()
+        except lmdb.ReadersFullError:
+            self._env.reader_check()
+            return self._env.begin()
+        except lmdb.MapResizedError:
+            self._env.set_mapsize(0)  # another process runs with a larger map: adopt it
+            return self._env.begin()
+
+    def _begin_write(self) -> Any:
+        try:
+            return self._env.begin(write=True)
+        except lmdb.MapResizedError:
+            self._env.set_mapsize(0)
+            return self._env.begin(write=True)
+        except lmdb.Error as error:
+            raise self._translate(error) from error
+
+    def _translate(self, error: lmdb.Error, *, committing: bool = False) -> StoreError:
+        """LMDB's error as one of ours. A full disk has three faces: ENOSPC, EIO, and a short write."""
+        path = str(self.path)
+        if isinstance(error, lmdb.MapFullError):
+            return StoreFull(path, "the memory map is full")
+        if isinstance(error, lmdb.DiskError) or getattr(error, "code", 0) in (errno.ENOSPC, errno.EDQUOT):
+            return StoreFull(path, "no space left on the disk")
+        if getattr(error, "code", 0) == errno.EIO and self._disk_is_full():
+            return StoreFull(path, "no space left on the disk")
+        if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError)):
+            return DamagedStore(path, str(error))
+        if committing:
+            self._poison = f"commit failed: {error}"
+            return PoisonedHandle(path, self._poison)
+        return DamagedStore(path, str(error))
+
+    def _disk_is_full(self) -> bool:
+        disk = os.statvfs(self.path)
+        return disk.f_bavail * disk.f_frsize < 4 << 20
+
+
+def open_environment(
+    path: Path,
+    *,
+    create: bool,
+    read_only: bool = False,
+    durable: bool,
+    databases: Sequence[bytes],
+    readahead: bool = False,
+    max_dbs: int = 24,
+    map_size: int = MAP_SIZE_BYTES,
+) -> Environment:
+    """Open, or with `create` make, the environment in the directory `path` with all its named databases.
+
+    `durable` says whether each commit is on disk when it returns; without it `sync()` is the barrier.
+    Raises: DamagedStore (missing or short data file), AlreadyOpen, InvalidHome, UnsupportedFilesystem.
+    """
+    with _open_lock:
+        if create:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InvalidHome(str(path), error.strerror or str(error)) from error
+        check_filesystem(path)
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise DamagedStore(str(path), "the directory is missing") from error
+        key = (stat.st_dev, stat.st_ino)
+        shared = _open.get(key)
+        if shared is not None:
+            if shared.read_only and not read_only:
+                raise AlreadyOpen(str(path), "read-only")
+            return shared.retain()
+        size = _data_size(path)
+        if not create and not size:
+            raise DamagedStore(str(path / "data.mdb"), "the data file is missing or empty")
+        environment = Environment(
+            _open_lmdb(path, size, read_only, durable, readahead, max_dbs, map_size),
+            path, read_only=read_only, databases=databases,
+        )  # fmt: skip
+        try:
+            _check_length(environment, path)
+            _open_databases(environment, databases, read_only=read_only)
+        except BaseException:
+            environment._env.close()
+            raise
+        _open[key] = environment
+        return environment
+
+
+def _data_size(path: Path) -> int:
+    try:
+        return (path / "data.mdb").stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _open_lmdb(
+    path: Path, size: int, read_only: bool, durable: bool, readahead: bool, max_dbs: int, map_size: int
+) -> Any:
+    options: dict[str, Any] = {
+        "max_dbs": max_dbs, "max_readers": _READERS_MAX, "writemap": False, "readahead": readahead,
+        "metasync": durable, "sync": True, "readonly": read_only, "create": not read_only,
+        # A cached read transaction keeps its slot in the shared lock file; a forked child that closes its inherited
+        # handle would clear it under the parent (py-lmdb#346).
+        "max_spare_txns": 0,
+    }  # fmt: skip
+    if not size:
+        options["lib_version"] = 0  # only for a new file: an existing one knows its engine
+    if read_only and not os.access(path / "lock.mdb", os.W_OK):
+        options["lock"] = False  # a read-only file system has no writers either
+    while True:
+        try:
+            return lmdb.open(os.fsencode(path), map_size=map_size, **options)
+        except (lmdb.MemoryError, MemoryError) as error:
+            map_size //= 2
+            if map_size < max(2 * size, MAP_SIZE_BYTES_MIN):
+                raise StoreFull(str(path), "no address space for the memory map") from error
+        except lmdb.InvalidParameterError as error:
+            raise DamagedStore(str(path), str(error)) from error
+        except (lmdb.ReadonlyError, PermissionError) as error:
+            raise InvalidHome(str(path), str(error)) from error
+        except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
+            raise DamagedStore(str(path / "data.mdb"), str(error)) from error
+        except lmdb.DiskError as error:
+            raise StoreFull(str(path), str(error)) from error
+        except lmdb.Error as error:
+            code = getattr(error, "code", 0)
+            if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise InvalidHome(str(path), os.strerror(code)) from error
+            raise DamagedStore(str(path), str(error)) from error
+
+
+def _check_length(environment: Environment, path: Path) -> None:
+    """A data file shorter than its pages would end the process with SIGBUS at the first read of the rest."""
+    needed = (environment._env.info()["last_pgno"] + 1) * environment.page_size
+    found = _data_size(path)
+    # LMDB writes pages before the meta page that names them, so only a cut file can be short.
+    if found < needed:
+        raise DamagedStore(str(path / "data.mdb"), f"the data file has {found} bytes, its pages need {needed}")
+
+
+def _open_databases(environment: Environment, names: Sequence[bytes], *, read_only: bool) -> None:
+    for name in names:
+        try:
+            environment._databases[name] = environment._env.open_db(name, create=not read_only)
+        except lmdb.NotFoundError as error:
+            raise DamagedStore(str(environment.path), f"table {name.decode()} is missing") from error
+        except lmdb.Error as error:
+            raise environment._translate(error) from error
+    with suppress(lmdb.Error):
+        environment._env.reader_check()
+
+
+def _after_fork_in_child() -> None:
+    """Let go of inherited handles: after that the child can open the same homes, the parent notices nothing."""
+    global _open_lock, _gate
+    _open_lock = threading.Lock()
+    _gate = _ForkGate()
+    for environment in list(_open.values()):
+        environment._closed = True
+        with suppress(Exception):
+            environment._env.close()
+    _open.clear()
+
+
+os.register_at_fork(
+    before=lambda: _gate.before_fork(),
+    after_in_parent=lambda: _gate.after_in_parent(),
+    after_in_child=_after_fork_in_child,
+)

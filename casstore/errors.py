@@ -1,0 +1,249 @@
+"""Every error of casstore, grouped by what the caller does next.
+
+Each has a stable `code`, its facts as attributes (also `.fields`), and a `hint`. Fields go positionally to
+`Exception.__init__`, so that errors pickle; the message is made when it is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class StoreError(Exception):
+    """Base of all. `code` is stable and meant for programs; `hint` says what to do."""
+
+    code: ClassVar[str] = "store_error"
+    hint: ClassVar[str] = ""
+    names: ClassVar[tuple[str, ...]] = ("message",)
+    template: ClassVar[str] = "{message}"
+
+    def __init__(self, *fields: Any) -> None:
+        super().__init__(*fields)
+        for name, value in zip(self.names, fields, strict=False):
+            setattr(self, name, value)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The facts by name."""
+        return dict(zip(self.names, self.args, strict=False))
+
+    def __str__(self) -> str:
+        shown = {name: self.fields.get(name, "") for name in self.names}
+        text = self.template.format(**shown)
+        return f"{text}. {self.hint}" if self.hint else text
+
+
+# -- fix the argument ---------------------------------------------------------------------------------
+
+
+class InvalidArgument(StoreError, ValueError):
+    """An argument is of the wrong type or out of range. Nothing was touched."""
+
+    code = "invalid_argument"
+    names = ("argument", "reason")
+    template = "{argument}: {reason}"
+
+
+class InvalidId(StoreError, ValueError):
+    """Not an artifact id. Nothing was touched."""
+
+    code = "invalid_id"
+    names = ("value", "reason")
+    template = "not an artifact id: {value!r:.100} ({reason})"
+
+
+class InvalidValue(StoreError, ValueError):
+    """A value outside the DAG-CBOR profile; `path` points at it, such as `$.messages[3].cost`."""
+
+    code = "invalid_value"
+    names = ("path", "reason")
+    template = "value cannot be stored: {path}: {reason}"
+
+
+class AmbiguousPrefix(StoreError, LookupError):
+    """More than one artifact id begins like that."""
+
+    code = "ambiguous_prefix"
+    hint = "Give more digits."
+    names = ("prefix", "matches")
+    template = "prefix {prefix!r} fits several artifacts: {matches}"
+
+
+class AlreadyOpen(StoreError):
+    """The same home is open in this process with other options."""
+
+    code = "already_open"
+    hint = "Use the handle that is open, or close it first."
+    names = ("path", "reason")
+    template = "{path} is already open in this process: {reason}"
+
+
+# -- it is not there ----------------------------------------------------------------------------------
+
+
+class NotFound(StoreError, LookupError):
+    """No artifact of this id, and none was ever collected under it."""
+
+    code = "not_found"
+    names = ("id",)
+    template = "no artifact {id}"
+
+
+class Collected(NotFound):
+    """There was one; a gc removed it. `when_s` is unix time, `gc` the number of the collection."""
+
+    code = "collected"
+    hint = "Put the bytes again if they are still needed; pin what must stay."
+    names = ("id", "when_s", "gc")
+    template = "artifact {id} was collected by gc {gc} at unix time {when_s}"
+
+
+class MissingArtifact(StoreError, LookupError):
+    """A value or event names an artifact that is not in the store. Nothing was written."""
+
+    code = "missing_artifact"
+    hint = "Put the named artifact first, then this one."
+    names = ("id", "field")
+    template = "artifact {id}, named by {field}, is not in the store"
+
+
+class PinNotFound(StoreError, LookupError):
+    """No pin of this name."""
+
+    code = "pin_not_found"
+    names = ("name",)
+    template = "no pin {name!r}"
+
+
+class NotAStore(StoreError, LookupError):
+    """There is no store at this path."""
+
+    code = "no_store"
+    hint = "Make one with `casstore init`, or name another with --home."
+    names = ("path",)
+    template = "no store at {path}"
+
+
+# -- retry later --------------------------------------------------------------------------------------
+
+
+class Busy(StoreError):
+    """Somebody else does this just now."""
+
+    code = "busy"
+    hint = "Wait for it to end, then try again."
+    names = ("what",)
+    template = "busy: {what}"
+
+
+class StoreFull(StoreError):
+    """Disk, map or quota is full. Nothing of this call was kept; reading goes on."""
+
+    code = "store_full"
+    hint = "Free space (gc works on a full store), or raise the limit."
+    names = ("path", "reason")
+    template = "{path} is full: {reason}"
+
+
+class LeaseLost(StoreError):
+    """The lease expired and a gc removed it; what it protected may be gone."""
+
+    code = "lease_lost"
+    hint = "Begin again under a new lease."
+    names = ("lease",)
+    template = "lease {lease} is lost"
+
+
+# -- reopen -------------------------------------------------------------------------------------------
+
+
+class ClosedHandle(StoreError):
+    """The handle was closed."""
+
+    code = "closed"
+    names = ("path",)
+    template = "{path} is closed"
+
+
+class ForkedHandle(StoreError):
+    """The handle was opened in another process, before a fork."""
+
+    code = "forked_handle"
+    hint = "Open the home again in the child."
+    names = ("path", "pid")
+    template = "{path} was opened by process {pid}, before a fork"
+
+
+class PoisonedHandle(StoreError):
+    """A flush or commit failed: whether the last write is on disk is not known."""
+
+    code = "poisoned"
+    hint = "Reopen; then look whether the write is there."
+    names = ("path", "reason")
+    template = "{path}: {reason}; the outcome of the last write is not known"
+
+
+# -- refused ------------------------------------------------------------------------------------------
+
+
+class ReadOnly(StoreError):
+    """A write through a handle that was opened read-only."""
+
+    code = "read_only"
+    names = ("path",)
+    template = "{path} is open read-only"
+
+
+class InvalidHome(StoreError, OSError):
+    """HOME is a file, cannot be made or cannot be written."""
+
+    code = "invalid_home"
+    names = ("path", "reason")
+    template = "{path} cannot be used as a home: {reason}"
+
+
+class UnsupportedFilesystem(StoreError):
+    """Shared locks and memory maps do not work there."""
+
+    code = "unsupported_filesystem"
+    hint = "Use a local disk."
+    names = ("path", "filesystem")
+    template = "{path} is on {filesystem}, which cannot keep a store safe"
+
+
+class UnsupportedFormat(StoreError):
+    """Written by another version. The files were not touched."""
+
+    code = "unsupported_format"
+    hint = "Use the version that wrote it, or a newer one."
+    names = ("path", "found", "supported")
+    template = "{path} has format {found}; this version reads {supported}"
+
+
+class GcRefused(StoreError):
+    """A safety rule stopped gc. Nothing was removed. `reason` is a short stable word."""
+
+    code = "gc_refused"
+    names = ("reason", "detail")
+    template = "gc refused ({reason}): {detail}"
+
+
+# -- restore ------------------------------------------------------------------------------------------
+
+
+class Corrupt(StoreError):
+    """Stored bytes do not give what they should. Wrong bytes never leave the store."""
+
+    code = "corrupt"
+    hint = "Put the good bytes again to heal it, or restore; `casstore verify` lists all damage."
+    names = ("id", "detail")
+    template = "artifact {id} is damaged: {detail}"
+
+
+class DamagedStore(StoreError):
+    """The store's own files are damaged beyond one artifact."""
+
+    code = "damaged_store"
+    hint = "Restore from a backup."
+    names = ("path", "detail")
+    template = "{path} is damaged: {detail}"

@@ -1,0 +1,151 @@
+"""HOME: the directory that holds a store and a journal, and its FORMAT file, read before any other byte."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import uuid as uuids
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+
+from casstore.errors import DamagedStore, InvalidHome, NotAStore, UnsupportedFormat
+
+__all__ = ["FORMAT_NUMBER", "Home", "open_home", "replace_file"]
+
+FORMAT_NUMBER: Final = 1
+_FEATURES: Final = frozenset[str]()
+_OURS: Final = frozenset({"store", "journal", "FORMAT"})
+_FIELDS: Final = ("format", "uuid", "instance", "engine", "page_size", "hash", "requires")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """An opened home. `uuid` names the store for its life, `instance` this copy of it."""
+
+    path: Path
+    uuid: str
+    instance: str
+    created: bool
+
+    @property
+    def store_path(self) -> Path:
+        """The directory of the store's current generation."""
+        return self.path / "store" / current_generation(self.path)
+
+    @property
+    def journal_path(self) -> Path:
+        return self.path / "journal"
+
+
+def open_home(home: str | os.PathLike[str], *, create: bool, read_only: bool = False) -> Home:
+    """Read, or with `create` write, HOME/FORMAT.
+
+    Raises: NotAStore (nothing there and not to be made), InvalidHome (a file, not writable), UnsupportedFormat,
+    DamagedStore (FORMAT does not parse).
+    """
+    path = Path(os.path.abspath(os.fspath(home)))
+    if path.exists() and not path.is_dir():
+        raise InvalidHome(str(path), "it is a file")
+    created = False
+    if not (path / "FORMAT").exists():
+        if any(path.glob("*/data.mdb")) or any(path.glob("store/*/data.mdb")):
+            raise UnsupportedFormat(str(path / "FORMAT"), "nothing (the file is missing)", FORMAT_NUMBER)
+        if not create or read_only:
+            raise NotAStore(str(path))
+        created = _create(path)
+    fields = _parse(path / "FORMAT")
+    if not read_only and not os.access(path, os.W_OK):
+        raise InvalidHome(str(path), "it is not writable")
+    return Home(path=path, uuid=fields["uuid"], instance=fields["instance"], created=created)
+
+
+def current_generation(home: Path) -> str:
+    """The name in store/CURRENT. Raises: DamagedStore."""
+    current = home / "store" / "CURRENT"
+    try:
+        name = current.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedStore(str(current), "cannot be read") from error
+    if not name.isdigit():
+        raise DamagedStore(str(current), f"names no generation: {name!r:.80}")
+    return name
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a small file so that a crash leaves the old or the new one: temporary, flush, rename, flush."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    with open(temporary, "x", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _create(path: Path) -> bool:
+    """Lay a new home out. FORMAT comes last: a home killed before it is made again, from nothing."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        strangers = [name for name in os.listdir(path) if name not in _OURS and not name.startswith(".FORMAT")]
+        if strangers:
+            raise InvalidHome(str(path), f"the directory is not empty and no store: it holds {strangers[0]!r}")
+        text = "".join(
+            f"{name}: {value}\n"
+            for name, value in {
+                "format": FORMAT_NUMBER,
+                "uuid": uuids.uuid4(),
+                "instance": uuids.uuid4(),
+                "engine": "lmdb-0.9",
+                # Pieces fill one page: another page size is another layout.
+                "page_size": os.sysconf("SC_PAGE_SIZE"),
+                "hash": "blake3-256",
+                "requires": "",
+            }.items()
+        )
+        (path / "store").mkdir(exist_ok=True)
+        replace_file(path / "store" / "CURRENT", "1\n")
+        # Two processes may create at once: the link makes exactly one of them the founder.
+        temporary = path / f".FORMAT.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+        replace_file(temporary, text)
+        try:
+            os.link(temporary, path / "FORMAT")
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(temporary)
+    except PermissionError as error:
+        raise InvalidHome(str(path), "it is not writable") from error
+    except InvalidHome:
+        raise
+    except OSError as error:
+        raise InvalidHome(str(path), error.strerror or str(error)) from error
+    return True
+
+
+def _parse(path: Path) -> dict[str, str]:
+    try:
+        text = path.read_bytes()[:4096].decode("ascii")
+    except UnicodeDecodeError as error:
+        raise UnsupportedFormat(str(path), "not text", FORMAT_NUMBER) from error
+    except OSError as error:
+        raise InvalidHome(str(path), error.strerror or str(error)) from error
+    fields = dict(
+        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines())
+    )
+    if fields.get("format") != str(FORMAT_NUMBER):
+        raise UnsupportedFormat(str(path), fields.get("format", "none") or "none", FORMAT_NUMBER)
+    unknown = set(fields.get("requires", "").split()) - _FEATURES
+    if unknown:
+        raise UnsupportedFormat(str(path), f"{FORMAT_NUMBER} with {', '.join(sorted(unknown))}", FORMAT_NUMBER)
+    missing = [name for name in _FIELDS if name not in fields]
+    if missing:
+        raise DamagedStore(str(path), f"the field {missing[0]} is missing")
+    if int(fields["page_size"]) != os.sysconf("SC_PAGE_SIZE"):
+        raise UnsupportedFormat(str(path), f"pages of {fields['page_size']} bytes", os.sysconf("SC_PAGE_SIZE"))
+    return fields
