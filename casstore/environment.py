@@ -436,7 +436,7 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(
-    before=lambda: _gate.before_fork(),
+    before=lambda: _gate.before_fork(),  # looked up late: a child has a gate of its own
     after_in_parent=lambda: _gate.after_in_parent(),
     after_in_child=_after_fork_in_child,
 )

@@ -135,9 +135,8 @@ def _parse(path: Path) -> dict[str, str]:
         raise UnsupportedFormat(str(path), "not text", FORMAT_NUMBER) from error
     except OSError as error:
         raise InvalidHome(str(path), error.strerror or str(error)) from error
-    fields = dict(
-        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines())
-    )
+    lines = (line.partition(":") for line in text.splitlines())
+    fields = {key.strip(): value.strip() for key, _, value in lines}
     if fields.get("format") != str(FORMAT_NUMBER):
         raise UnsupportedFormat(str(path), fields.get("format", "none") or "none", FORMAT_NUMBER)
     unknown = set(fields.get("requires", "").split()) - _FEATURES

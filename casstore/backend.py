@@ -1,0 +1,234 @@
+"""BlobBackend: the seam between what the store means and where its rows lie, and the values that cross it.
+
+Each method is one atomic step of the protocol of docs/GC.md, so nothing of a storage engine (transactions, cursors,
+pages) crosses. Digests are 32 raw bytes; data_ids are numbers that grow and are never used twice; `commit`
+numbers count the store's write transactions.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+
+class Row(NamedTuple):
+    """A visible artifact."""
+
+    digest: bytes
+    data_id: int
+    touched: int
+    touched_s: int
+    kinds: tuple[str, ...]
+    raw_len: int
+
+
+class Stored(NamedTuple):
+    """The bytes that an artifact is kept as; those of a large one (codec FRAMES) are read by `load_range`."""
+
+    digest: bytes
+    data_id: int
+    raw_len: int
+    stored_len: int
+    codec: int
+    base: int
+    chain: int
+    extra: bytes
+    stored: bytes
+
+
+class Edges(NamedTuple):
+    """What an artifact needs: linked digests, and the data_ids of its base, the base's base, and so on."""
+
+    data_id: int
+    links: tuple[bytes, ...]
+    bases: tuple[int, ...]
+
+
+class Gone(NamedTuple):
+    """A collected artifact."""
+
+    when_s: int
+    gc: int
+    raw_len: int
+
+
+class NewArtifact(NamedTuple):
+    """One put, hashed and encoded. `base` is the digest of a delta's base; `upload` the data_id of a finished
+    upload whose pieces are already there; `heal` says that the stored copy was found damaged;
+    `stored` is None where an earlier look saw the artifact, so that it was not encoded."""
+
+    digest: bytes
+    kind: str
+    raw_len: int
+    links: tuple[bytes, ...]
+    codec: int
+    stored: bytes | None
+    stored_len: int
+    base: bytes | None = None
+    chain: int = 0
+    extra: bytes = b""
+    upload: int | None = None
+    heal: bool = False
+
+
+class Outcome(enum.Enum):
+    """What a put turned out to be."""
+
+    NEW = "new"
+    HIT = "hit"
+    HEALED = "healed"
+
+
+class PutResult(NamedTuple):
+    """`commit` is the number of the transaction, 0 if it wrote nothing."""
+
+    outcomes: tuple[Outcome, ...]
+    commit: int
+
+
+class BaseGone(Exception):
+    """A delta's base is not visible any more: encode whole and put again."""
+
+    def __init__(self, digests: tuple[bytes, ...]) -> None:
+        super().__init__(digests)
+        self.digests = digests
+
+
+class UploadLost(Exception):
+    """The stage row of an upload is gone: a gc took the writer for dead. Begin again."""
+
+
+class GcOpened(NamedTuple):
+    """An open gc: its epoch, its cut, and the roots that the store itself holds."""
+
+    epoch: int
+    cut: int
+    pins: tuple[tuple[str, bytes], ...]
+    leased: tuple[tuple[str, bytes], ...]
+
+
+class Candidate(NamedTuple):
+    """A row that the mark did not reach. `kept`: already collected, its bytes were needed by a delta."""
+
+    data_id: int
+    digest: bytes
+    kept: bool
+
+
+class Verdict(enum.Enum):
+    """What to do with a candidate."""
+
+    SPARE = "spare"
+    DELETE = "delete"  # index row and bytes
+    KEEP_BYTES = "keep_bytes"  # index row only: a living delta needs the bytes
+
+
+class SweepView(Protocol):
+    """What a judge may look at, inside the deleting transaction."""
+
+    recent: tuple[bytes, ...]
+
+    def edges(self, digest: bytes) -> Edges | None: ...
+
+
+Judge = Callable[[SweepView], Sequence[Verdict]]
+
+
+class SweepResult(NamedTuple):
+    """Artifacts removed with their raw and stored bytes, and stored bytes kept for deltas."""
+
+    removed: tuple[tuple[bytes, int], ...]
+    raw_bytes: int
+    stored_bytes: int
+    kept_bytes: int
+
+
+class EpochLost(Exception):
+    """Another gc opened since: this one must stop."""
+
+
+class Counters(NamedTuple):
+    """Totals, kept in each write transaction."""
+
+    commit: int
+    artifacts: int
+    raw_bytes: int
+    stored_bytes: int
+    kept_bytes: int
+    epoch: int
+    gc_open: bool
+    cut: int
+    swept: int
+
+
+class BlobBackend(Protocol):
+    """Where artifacts are kept."""
+
+    # -- read: each call is one snapshot
+    def bind(self, uuid: str) -> str:
+        """The uuid that this store carries; set to `uuid` the first time."""
+
+    def rows(self, digests: Sequence[bytes]) -> list[Row | None]: ...
+    def load(self, digest: bytes, known: Callable[[int], bool]) -> list[Stored] | None:
+        """The artifact's bytes, then its base's, down to one stored whole or `known` (whose bytes are left out)."""
+
+    def load_data(self, data_id: int) -> list[Stored] | None:
+        """The same, of bytes that may have lost their index row."""
+
+    def load_range(self, data_id: int, start: int, stop: int) -> bytes | None:
+        """Bytes [start, stop) of what is kept under a data_id; None when it is gone."""
+
+    def base_walk(self, digest: bytes) -> list[tuple[bytes, int, int]]:
+        """(digest, data_id, chain) of the artifact and of its bases in turn; empty when not visible."""
+
+    def edges(self, digests: Sequence[bytes]) -> list[Edges | None]: ...
+    def page(self, after: bytes, limit: int) -> list[Row]:
+        """Visible artifacts with a greater digest, ascending."""
+
+    def kept(self) -> list[Candidate]:
+        """Bytes of collected artifacts that were needed by a delta."""
+
+    def gone(self, digest: bytes) -> Gone | None: ...
+    def prefix(self, first: bytes, last: bytes, limit: int) -> list[bytes]:
+        """Digests between, inclusive."""
+
+    def pins(self) -> dict[str, bytes]: ...
+    def leased(self) -> list[tuple[str, int, bytes]]:
+        """(lease, expiry in unix seconds, digest)."""
+
+    def counters(self) -> Counters: ...
+    def info(self) -> dict[str, int]: ...
+
+    # -- write: each call is one atomic step, durable after the next sync
+    def put(self, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult: ...
+    def pin(self, name: str, digest: bytes, now_s: int) -> None: ...
+    def unpin(self, name: str) -> bool: ...
+    def lease_open(self, lease: str, expires_s: int) -> None: ...
+    def lease_add(self, lease: str, digests: Sequence[bytes], now_s: int) -> None: ...
+    def lease_renew(self, lease: str, expires_s: int) -> None: ...
+    def lease_close(self, lease: str) -> None: ...
+    def upload_open(self, now_s: int, owner: str) -> int: ...
+    def upload_write(self, upload: int, first_piece: int, pieces: Sequence[bytes]) -> None: ...
+    def upload_abort(self, upload: int) -> None: ...
+    def uploads(self) -> list[tuple[int, int, str]]:
+        """(data_id, since in unix seconds, owner) of unfinished uploads."""
+
+    # -- gc
+    def gc_open(self, now_s: int, grace_s: int) -> GcOpened: ...
+    def gc_recent(self, epoch: int) -> list[bytes]: ...
+    def gc_sweep(self, epoch: int, candidates: Sequence[Candidate], judge: Judge, now_s: int) -> SweepResult: ...
+    def gc_close(self, epoch: int, report: bytes) -> None: ...
+    def gc_reports(self) -> Iterator[tuple[int, bytes]]: ...
+    def purge(self, pieces_max: int) -> bool:
+        """Remove up to so many pieces that nothing reaches; whether more are left."""
+
+    # -- life
+    def sync(self) -> int:
+        """All commits up to the returned number are on disk."""
+
+    def synced(self) -> int:
+        """The newest commit known to be on disk, as far as this process saw."""
+
+    def reader_check(self) -> int: ...
+    def close(self) -> None: ...

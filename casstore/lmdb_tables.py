@@ -1,0 +1,79 @@
+"""Tables in an LMDB environment: the embedded default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+from casstore.environment import Environment, open_environment
+from casstore.tables import ReadTransaction, WriteTransaction
+
+
+@final
+class LmdbTables:
+    """See `casstore.tables.Tables`; commits are atomic at once and durable after `sync()`."""
+
+    def __init__(self, path: Path, names: Sequence[bytes], *, create: bool, read_only: bool) -> None:
+        self.environment: Environment = open_environment(
+            path, create=create, read_only=read_only, durable=False, databases=names
+        )
+        self._handles = {name: self.environment.db(name) for name in names}
+
+    @contextmanager
+    def read(self) -> Iterator[ReadTransaction]:
+        with self.environment.read() as txn:
+            yield _LmdbTransaction(txn, self._handles)
+
+    @contextmanager
+    def write(self) -> Iterator[WriteTransaction]:
+        with self.environment.write() as txn:
+            yield _LmdbTransaction(txn, self._handles)
+
+    def sync(self) -> None:
+        self.environment.sync()
+
+    def info(self) -> dict[str, int]:
+        return self.environment.info()
+
+    def reader_check(self) -> int:
+        return self.environment.reader_check()
+
+    def close(self) -> None:
+        self.environment.close()
+
+
+@final
+class _LmdbTransaction:
+    def __init__(self, txn: Any, handles: dict[bytes, Any]) -> None:
+        self._txn, self._handles = txn, handles
+
+    def get(self, table: bytes, key: bytes) -> bytes | None:
+        found: bytes | None = self._txn.get(key, db=self._handles[table])
+        return found
+
+    def scan(self, table: bytes, start: bytes = b"", *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        with self._txn.cursor(db=self._handles[table]) as cursor:
+            if not reverse:
+                if cursor.set_range(start) if start else cursor.first():
+                    yield from cursor.iternext()
+                return
+            placed = cursor.last()
+            if start and cursor.set_range(start):
+                placed = True if cursor.key() == start else cursor.prev()
+            elif start:
+                placed = cursor.last()
+            if placed:
+                yield from cursor.iterprev()
+
+    def put(self, table: bytes, key: bytes, value: bytes) -> None:
+        self._txn.put(key, value, db=self._handles[table])
+
+    def append(self, table: bytes, key: bytes, value: bytes) -> None:
+        # LMDB's append stores nothing, without a word, where the key is not the greatest.
+        if not self._txn.put(key, value, db=self._handles[table], append=True):
+            self._txn.put(key, value, db=self._handles[table])
+
+    def delete(self, table: bytes, key: bytes) -> bool:
+        return bool(self._txn.delete(key, db=self._handles[table]))

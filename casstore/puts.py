@@ -1,0 +1,317 @@
+"""The transactions of writers, on an open write transaction: put, pin, leases, uploads (docs/GC.md, section 2).
+
+The rules that these keep, each of which loses data when it is taken out: hit or new is decided here and not by
+an earlier look (H10); a hit is a touch (H2); links are visible and older, here (H1); the base is resolved here
+(H8); nothing is revived in place (H11); a heal keeps its data_id (H12); an upload's stage row is still there (H14)
+and what it needs is older than it (H13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from casstore.backend import EncodeAgain, NewArtifact, Outcome, PutResult, UploadLost
+from casstore.errors import Collected, LeaseLost, MissingArtifact, NotFound
+from casstore.ids import ArtifactId
+from casstore.rows import (
+    DA,
+    GONE,
+    IX,
+    KN,
+    LEASE,
+    LEASED,
+    LN,
+    META,
+    OTHER_KINDS,
+    PIECE_SIZE,
+    PIN,
+    PURGE,
+    RECENT,
+    STAGE,
+    STATE_KEY,
+    TICK,
+    D,
+    DaRow,
+    GoneRow,
+    IxRow,
+    State,
+    from_u64,
+    kind_bit,
+    piece_count,
+    piece_key,
+    u64,
+)
+from casstore.tables import ReadTransaction, WriteTransaction
+
+
+def load_state(t: ReadTransaction) -> State:
+    return State.unpack(t.get(META, STATE_KEY))
+
+
+def begin(t: WriteTransaction) -> State:
+    """The counters, with this transaction's own commit number."""
+    state = load_state(t)
+    state.commit += 1
+    return state
+
+
+def finish(t: WriteTransaction, state: State, now_s: int | None = None) -> None:
+    """Store the counters. A transaction that touched something gives the second, for the cut of a later gc."""
+    if now_s is not None and now_s != state.tick_s:
+        state.tick_s = now_s
+        t.append(TICK, u64(state.commit), u64(now_s))
+    t.put(META, STATE_KEY, state.pack())
+
+
+def find(t: ReadTransaction, digest: bytes) -> IxRow | None:
+    row = t.get(IX, digest)
+    return IxRow.unpack(row) if row is not None else None
+
+
+def touch(t: WriteTransaction, state: State, digest: bytes, row: IxRow, now_s: int, kinds: int = 0) -> None:
+    """Write, renewal, protection or a changed edge: each of them tells gc to look again."""
+    t.put(IX, digest, row._replace(touched=state.commit, touched_s=now_s, kinds=row.kinds | kinds).pack())
+    if state.gc_open:
+        t.put(RECENT, digest, b"")
+
+
+def put(t: WriteTransaction, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult:
+    """All or nothing. Raises: MissingArtifact, LeaseLost, EncodeAgain, UploadLost."""
+    state = begin(t)
+    if lease is not None:
+        require_lease(t, lease)
+    again = tuple(item.digest for item in items if not _insertable(t, item))
+    if again:
+        raise EncodeAgain(again)
+    outcomes, wrote = [], False
+    for item in items:
+        row = find(t, item.digest)
+        if row is None:
+            _insert(t, state, item, now_s)
+            outcomes.append(Outcome.NEW)
+        elif item.heal:
+            _heal(t, state, item, row, now_s)
+            outcomes.append(Outcome.HEALED)
+        else:
+            outcomes.append(Outcome.HIT)
+            if item.upload is not None:
+                upload_abort(t, item.upload)
+            elif lease is None and _is_fresh(state, row, item.kind, now_s):
+                continue
+            if item.links and t.get(LN, item.digest) is None:
+                _link(t, item, row.data_id)
+            touch(t, state, item.digest, row, now_s, _add_kind(t, item))
+        wrote = True
+        if lease is not None:
+            t.put(LEASED, lease.encode() + item.digest, b"")
+    if not wrote:
+        return PutResult(tuple(outcomes), 0)
+    finish(t, state, now_s)
+    return PutResult(tuple(outcomes), state.commit)
+
+
+def _insertable(t: ReadTransaction, item: NewArtifact) -> bool:
+    """Whether the item, as encoded, can become a row: looked at here, since an earlier look decides nothing."""
+    if item.base is not None and find(t, item.base) is None:
+        return False
+    return item.stored is not None or item.upload is not None or find(t, item.digest) is not None
+
+
+def _is_fresh(state: State, row: IxRow, kind: str, now_s: int) -> bool:
+    """Whether a hit may write nothing: safe from the gc that is open and from the next (H21)."""
+    bit = kind_bit(kind)
+    return (
+        bit != OTHER_KINDS
+        and bool(row.kinds & bit)
+        and row.touched > state.cut
+        and 0 <= now_s - row.touched_s < state.grace_s_min / 2
+    )
+
+
+def _add_kind(t: WriteTransaction, item: NewArtifact) -> int:
+    bit = kind_bit(item.kind)
+    if bit == OTHER_KINDS:
+        t.put(KN, item.digest + item.kind.encode(), b"")
+    return bit
+
+
+def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) -> None:
+    data_id = state.next_data_id if item.upload is None else item.upload
+    _link(t, item, data_id)
+    base = 0
+    if item.base is not None:
+        row = find(t, item.base)
+        assert row is not None
+        base = row.data_id
+        if base >= data_id:
+            raise UploadLost
+    if item.upload is None:
+        state.next_data_id += 1
+        assert item.stored is not None
+        write_pieces(t, data_id, 0, split(item.stored))
+    elif not t.delete(STAGE, u64(data_id)):
+        raise UploadLost
+    stored = DaRow(item.digest, item.raw_len, item.stored_len, item.codec, base, item.chain, 0, item.extra)
+    t.append(DA, u64(data_id), stored.pack())
+    t.put(IX, item.digest, IxRow(data_id, state.commit, now_s, _add_kind(t, item), item.raw_len).pack())
+    if state.gc_open:
+        t.put(RECENT, item.digest, b"")
+    t.delete(GONE, item.digest)
+    state.artifacts += 1
+    state.raw_bytes += item.raw_len
+    state.stored_bytes += item.stored_len
+
+
+def _link(t: WriteTransaction, item: NewArtifact, data_id: int) -> None:
+    """Record the links: each is visible now, and older than what links to it (invariant C)."""
+    for link in item.links:
+        child = find(t, link)
+        if child is None:
+            raise MissingArtifact(ArtifactId(link), f"a link of {item.digest.hex()}")
+        if child.data_id >= data_id:
+            # Only an upload, which took its number early, or a large stream stored without its links can meet this.
+            raise UploadLost
+    if item.links:
+        t.put(LN, item.digest, b"".join(item.links))
+
+
+def _heal(t: WriteTransaction, state: State, item: NewArtifact, row: IxRow, now_s: int) -> None:
+    """Rewrite a damaged copy where it lies: same data_id, whole, so that no order changes (H12)."""
+    old = t.get(DA, u64(row.data_id))
+    old_len = DaRow.unpack(old).stored_len if old is not None else 0
+    for piece in range(max(piece_count(old_len), piece_count(item.stored_len))):
+        t.delete(D, piece_key(row.data_id, piece))
+    if item.upload is not None:  # a large one: move the good pieces under the old number
+        for piece in range(piece_count(item.stored_len)):
+            data = t.get(D, piece_key(item.upload, piece))
+            if data is None:
+                raise UploadLost
+            t.put(D, piece_key(row.data_id, piece), data)
+        upload_abort(t, item.upload)
+    else:
+        assert item.stored is not None
+        write_pieces(t, row.data_id, 0, split(item.stored))
+    kept = DaRow(item.digest, item.raw_len, item.stored_len, item.codec, 0, 0, 0, item.extra)
+    t.put(DA, u64(row.data_id), kept.pack())
+    _link(t, item, row.data_id)
+    state.stored_bytes += item.stored_len - old_len
+    state.raw_bytes += item.raw_len - row.raw_len
+    touch(t, state, item.digest, row._replace(raw_len=item.raw_len), now_s, _add_kind(t, item))
+
+
+def split(stored: bytes) -> list[bytes]:
+    return [stored[at : at + PIECE_SIZE] for at in range(0, len(stored), PIECE_SIZE)]
+
+
+def write_pieces(t: WriteTransaction, data_id: int, first_piece: int, pieces: Sequence[bytes]) -> None:
+    for number, piece in enumerate(pieces, first_piece):
+        t.append(D, piece_key(data_id, number), piece)
+
+
+# -- pins and leases ----------------------------------------------------------------------------------------
+
+
+def require_visible(t: ReadTransaction, digest: bytes) -> IxRow:
+    """Raises: NotFound, Collected. The index first, then what is gone, in one snapshot."""
+    row = find(t, digest)
+    if row is None:
+        gone = t.get(GONE, digest)
+        if gone is None:
+            raise NotFound(ArtifactId(digest))
+        was = GoneRow.unpack(gone)
+        raise Collected(ArtifactId(digest), was.when_s, was.gc)
+    return row
+
+
+def pin(t: WriteTransaction, name: str, digest: bytes, now_s: int) -> None:
+    state = begin(t)
+    row = require_visible(t, digest)
+    t.put(PIN, name.encode(), digest + u64(now_s))
+    touch(t, state, digest, row, now_s)
+    finish(t, state, now_s)
+
+
+def unpin(t: WriteTransaction, name: str) -> bool:
+    state = begin(t)
+    found = t.delete(PIN, name.encode())
+    finish(t, state)
+    return found
+
+
+def require_lease(t: ReadTransaction, lease: str) -> None:
+    if t.get(LEASE, lease.encode()) is None:
+        raise LeaseLost(lease)
+
+
+def lease_open(t: WriteTransaction, lease: str, expires_s: int) -> None:
+    state = begin(t)
+    t.put(LEASE, lease.encode(), u64(expires_s))
+    finish(t, state)
+
+
+def lease_renew(t: WriteTransaction, lease: str, expires_s: int) -> None:
+    state = begin(t)
+    require_lease(t, lease)
+    t.put(LEASE, lease.encode(), u64(expires_s))
+    finish(t, state)
+
+
+def lease_add(t: WriteTransaction, lease: str, digests: Sequence[bytes], now_s: int) -> None:
+    state = begin(t)
+    require_lease(t, lease)
+    for digest in digests:
+        row = require_visible(t, digest)
+        t.put(LEASED, lease.encode() + digest, b"")
+        touch(t, state, digest, row, now_s)
+    finish(t, state, now_s)
+
+
+def lease_close(t: WriteTransaction, lease: str) -> None:
+    state = begin(t)
+    drop_lease(t, lease)
+    finish(t, state)
+
+
+def drop_lease(t: WriteTransaction, lease: str) -> None:
+    t.delete(LEASE, lease.encode())
+    for key in leased_keys(t, lease):
+        t.delete(LEASED, key)
+
+
+def leased_keys(t: ReadTransaction, lease: str) -> list[bytes]:
+    prefix, keys = lease.encode(), []
+    for key, _ in t.scan(LEASED, prefix):
+        if not key.startswith(prefix):
+            break
+        keys.append(key)
+    return keys
+
+
+# -- uploads ------------------------------------------------------------------------------------------------
+
+
+def upload_open(t: WriteTransaction, now_s: int, owner: str) -> int:
+    state = begin(t)
+    data_id = state.next_data_id
+    state.next_data_id += 1
+    t.put(STAGE, u64(data_id), u64(now_s) + owner.encode())
+    finish(t, state)
+    return data_id
+
+
+def upload_write(t: WriteTransaction, upload: int, first_piece: int, pieces: Sequence[bytes]) -> None:
+    state = begin(t)
+    if t.get(STAGE, u64(upload)) is None:
+        raise UploadLost
+    write_pieces(t, upload, first_piece, pieces)
+    finish(t, state)
+
+
+def upload_abort(t: WriteTransaction, upload: int) -> None:
+    """Hand the pieces to purge; how many there are is found there."""
+    if t.delete(STAGE, u64(upload)):
+        t.put(PURGE, u64(upload), b"")
+
+
+def uploads(t: ReadTransaction) -> list[tuple[int, int, str]]:
+    return [(from_u64(key), from_u64(value[:8]), value[8:].decode()) for key, value in t.scan(STAGE)]

@@ -1,0 +1,188 @@
+"""From stored bytes back to the artifact: decode, check against the id, let nothing wrong out."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Final, final
+
+from blake3 import blake3
+
+from casstore import codec, frames
+from casstore.backend import BlobBackend, Stored
+from casstore.errors import Collected, Corrupt, InvalidArgument, NotFound
+from casstore.ids import ArtifactId
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+RAW_LEN_MAX: Final = 1 << 44
+
+
+@final
+class Reader:
+    """Reads artifacts of one backend. Every answer is verified."""
+
+    def __init__(self, backend: BlobBackend) -> None:
+        self._backend = backend
+
+    def get(self, digest: bytes) -> bytes:
+        """The whole artifact, proven by its id. Raises: NotFound, Collected, Corrupt."""
+        for _ in range(3):
+            chain = self._backend.load(digest, lambda _: False)
+            if chain is None:
+                raise self.missing(digest)
+            try:
+                data = self._decode(chain, digest)
+            except _MovedOnError:
+                continue  # a heal or a collection between two looks: look again
+            if blake3(data).digest() != digest:
+                raise Corrupt(ArtifactId(digest), "its bytes have another hash")
+            return data
+        raise self.missing(digest)
+
+    def is_sound(self, digest: bytes) -> bool:
+        """Whether the stored copy gives the right bytes."""
+        try:
+            self.get(digest)
+        except (Corrupt, NotFound):
+            return False
+        return True
+
+    def data(self, data_id: int, asked: bytes) -> bytes:
+        """The bytes under a data_id, which may have lost their index row, checked against their own digest."""
+        chain = self._backend.load_data(data_id)
+        if not chain:
+            raise Corrupt(ArtifactId(asked), f"the record of its bytes (data_id {data_id}) is missing")
+        try:
+            data = self._decode(chain, asked)
+        except _MovedOnError as error:
+            raise Corrupt(ArtifactId(asked), "its bytes are gone") from error
+        if blake3(data).digest() != chain[0].digest:
+            raise Corrupt(ArtifactId(asked), f"its base (data_id {data_id}) has another hash")
+        return data
+
+    def missing(self, digest: bytes) -> NotFound:
+        """The error for an id that is not visible."""
+        gone = self._backend.gone(digest)
+        if gone is None:
+            return NotFound(ArtifactId(digest))
+        return Collected(ArtifactId(digest), gone.when_s, gone.gc)
+
+    def _decode(self, chain: list[Stored], asked: bytes) -> bytes:
+        data: bytes | None = None
+        for stored in reversed(chain):
+            if stored.raw_len > RAW_LEN_MAX:
+                raise Corrupt(ArtifactId(asked), f"a length of {stored.raw_len} bytes")
+            if stored.codec == codec.Codec.FRAMES:
+                data = b"".join(FramedReader(self._backend, stored, asked).frames(0, stored.raw_len))
+            else:
+                try:
+                    data = codec.decode(stored.codec, stored.stored, stored.raw_len, data)
+                except codec.DecodeError as error:
+                    raise Corrupt(ArtifactId(asked), f"data_id {stored.data_id}: {error}") from error
+        assert data is not None
+        return data
+
+    def get_range(self, digest: bytes, start: int, length: int) -> bytes:
+        """Bytes [start, start + length), cut at the end of the artifact."""
+        if start < 0 or length < 0:
+            raise InvalidArgument("start" if start < 0 else "length", "must not be negative")
+        head = self.head(digest)
+        if head.codec != codec.Codec.FRAMES:
+            return self.get(digest)[start : start + length]
+        stop = min(start + length, head.raw_len)
+        if start >= stop:
+            return b""
+        try:
+            framed = FramedReader(self._backend, head, digest)
+            first = start // frames.FRAME_SIZE * frames.FRAME_SIZE
+            return b"".join(framed.frames(start, stop))[start - first : stop - first]
+        except _MovedOnError as error:
+            raise self.missing(digest) from error
+
+    def head(self, digest: bytes) -> Stored:
+        """How an artifact is kept, without its bytes where it is large."""
+        chain = self._backend.load(digest, lambda _: False)
+        if chain is None:
+            raise self.missing(digest)
+        return chain[0]
+
+    def open(self, digest: bytes) -> io.BufferedIOBase:
+        """A seekable reader of the artifact."""
+        head = self.head(digest)
+        if head.codec != codec.Codec.FRAMES:
+            return io.BytesIO(self.get(digest))
+        return io.BufferedReader(ArtifactReader(self, digest, head.raw_len), frames.FRAME_SIZE)
+
+
+class _MovedOnError(Exception):
+    """The bytes under a data_id are not there any more."""
+
+
+@final
+class FramedReader:
+    """Frames of one large artifact, each checked by the table, the table by its hash in the record."""
+
+    def __init__(self, backend: BlobBackend, head: Stored, asked: bytes) -> None:
+        self._backend, self._head, self._asked = backend, head, asked
+        try:
+            size = frames.table_size(head.raw_len)
+            packed = self._bytes(head.stored_len - size, head.stored_len)
+            self._table = frames.FrameTable.unpack(packed, head.raw_len, head.extra)
+        except frames.FrameError as error:
+            raise Corrupt(ArtifactId(asked), str(error)) from error
+
+    def frames(self, start: int, stop: int) -> list[bytes]:
+        """The raw frames that hold bytes [start, stop)."""
+        return [self._frame(number) for number in frames.frames_for(start, stop)]
+
+    def _frame(self, number: int) -> bytes:
+        entry = self._table.entries[number]
+        raw_len = min(frames.FRAME_SIZE, self._head.raw_len - number * frames.FRAME_SIZE)
+        stored = self._bytes(entry.offset, entry.offset + entry.length)
+        try:
+            return frames.decode_frame(entry, stored, raw_len)
+        except frames.FrameError as error:
+            raise Corrupt(ArtifactId(self._asked), f"frame {number}: {error}") from error
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        if not 0 <= start <= stop <= self._head.stored_len:
+            raise Corrupt(ArtifactId(self._asked), "a frame lies outside of its bytes")
+        data = self._backend.load_range(self._head.data_id, start, stop)
+        if data is None:
+            raise _MovedOnError
+        return data
+
+
+@final
+class ArtifactReader(io.RawIOBase):
+    """A file-like view of a large artifact: each read decodes and checks the frames that it touches.
+
+    That finds damage; only a full read proves the id.
+    """
+
+    def __init__(self, reader: Reader, digest: bytes, size: int) -> None:
+        self._reader, self._digest, self._size, self._at = reader, digest, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise InvalidArgument("offset", "must not lie before the start")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self._reader.get_range(self._digest, self._at, len(view))
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)

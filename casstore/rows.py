@@ -1,0 +1,162 @@
+"""The store's tables and the bytes of their rows (docs/FORMAT.md, section S). Pure; no I/O."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, fields
+from typing import Final, NamedTuple, final
+
+from casstore.errors import DamagedStore
+
+IX: Final = b"ix1"  # digest -> what is visible
+DA: Final = b"da1"  # data_id -> how its bytes are kept
+D: Final = b"d1"  # data_id, piece number -> piece
+LN: Final = b"ln1"  # digest -> digests of the artifacts that it links to
+KN: Final = b"kn1"  # digest, kind -> nothing: kinds beyond the known ones
+KP: Final = b"kp1"  # data_id -> digest: bytes of a collected artifact that a delta still needs
+GONE: Final = b"gone1"  # digest -> when, by which gc, size
+PIN: Final = b"pin1"  # name -> digest, since
+LEASE: Final = b"lease1"  # lease -> expiry
+LEASED: Final = b"leased1"  # lease, digest -> nothing
+STAGE: Final = b"stage1"  # data_id of an unfinished upload -> since, owner
+RECENT: Final = b"recent1"  # digests touched while a gc is open
+PURGE: Final = b"purge1"  # data_id -> number of pieces that may go
+GCS: Final = b"gcs1"  # number of a gc -> its report, JSON
+TICK: Final = b"tick1"  # first commit number in a second -> that second, unix time
+META: Final = b"meta1"
+
+TABLES: Final = (IX, DA, D, LN, KN, KP, GONE, PIN, LEASE, LEASED, STAGE, RECENT, PURGE, GCS, TICK, META)
+STATE_KEY: Final = b"state"
+UUID_KEY: Final = b"uuid"
+
+PIECE_SIZE: Final = 4096 - 16  # exactly one overflow page: anything more would need two that are neighbours
+
+KINDS: Final = ("manifest", "context_snapshot", "fact_payload", "output", "value", "other")
+OTHER_KINDS: Final = 1 << 31
+
+_IX: Final = struct.Struct(">QQIIQ")
+_DA: Final = struct.Struct(">32sQQBQHQ")
+_GONE: Final = struct.Struct(">IQIQ")
+_U64: Final = struct.Struct(">Q")
+_PIECE: Final = struct.Struct(">QI")
+
+
+def u64(number: int) -> bytes:
+    return _U64.pack(number)
+
+
+def from_u64(data: bytes) -> int:
+    if len(data) != 8:
+        raise DamagedStore("store", f"a number of {len(data)} bytes instead of 8")
+    number: int = _U64.unpack(data)[0]
+    return number
+
+
+def piece_key(data_id: int, piece: int) -> bytes:
+    return _PIECE.pack(data_id, piece)
+
+
+def piece_count(stored_len: int) -> int:
+    return -(-stored_len // PIECE_SIZE)
+
+
+class IxRow(NamedTuple):
+    """What is visible. `touched` is a commit number of the store, `touched_s` unix seconds."""
+
+    data_id: int
+    touched: int
+    touched_s: int
+    kinds: int
+    raw_len: int
+
+    def pack(self) -> bytes:
+        return _IX.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> IxRow:
+        if len(data) != _IX.size:
+            raise DamagedStore("table ix1", f"a row of {len(data)} bytes instead of {_IX.size}")
+        return cls(*_IX.unpack(data))
+
+
+class DaRow(NamedTuple):
+    """How bytes are kept. `base` is the data_id that a delta is made against, 0 for none; `extra` is the
+    encoding's own (the hash of a frame table)."""
+
+    digest: bytes
+    raw_len: int
+    stored_len: int
+    codec: int
+    base: int
+    chain: int
+    dictionary: int
+    extra: bytes = b""
+
+    def pack(self) -> bytes:
+        return _DA.pack(*self[:7]) + self.extra
+
+    @classmethod
+    def unpack(cls, data: bytes) -> DaRow:
+        if len(data) < _DA.size:
+            raise DamagedStore("table da1", f"a row of {len(data)} bytes instead of {_DA.size} or more")
+        return cls(*_DA.unpack_from(data), data[_DA.size :])
+
+
+class GoneRow(NamedTuple):
+    """A collected artifact: when (unix seconds), by which gc, its kinds and size in bytes."""
+
+    when_s: int
+    gc: int
+    kinds: int
+    raw_len: int
+
+    def pack(self) -> bytes:
+        return _GONE.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> GoneRow:
+        if len(data) != _GONE.size:
+            raise DamagedStore("table gone1", f"a row of {len(data)} bytes instead of {_GONE.size}")
+        return cls(*_GONE.unpack(data))
+
+
+@final
+@dataclass(slots=True)
+class State:
+    """The one row of counters, read and written by each write transaction."""
+
+    commit: int = 0  # the store's own transaction number
+    next_data_id: int = 1
+    swept: int = 0  # number of transactions that deleted something
+    epoch: int = 0  # number of the newest gc
+    gc_open: int = 0
+    cut: int = 0  # artifacts touched after this commit are safe from the newest gc
+    grace_s_min: int = 3600  # the smallest grace that any gc had
+    artifacts: int = 0
+    raw_bytes: int = 0
+    stored_bytes: int = 0
+    tick_s: int = 0  # the second of the newest tick
+    kept_bytes: int = 0  # stored bytes of collected artifacts that deltas need
+
+    def pack(self) -> bytes:
+        return _STATE.pack(*(getattr(self, field.name) for field in fields(self)))
+
+    @classmethod
+    def unpack(cls, data: bytes | None) -> State:
+        if data is None:
+            return cls()
+        if len(data) != _STATE.size:
+            raise DamagedStore("table meta1", f"a state of {len(data)} bytes instead of {_STATE.size}")
+        return cls(*_STATE.unpack(data))
+
+
+_STATE: Final = struct.Struct(f">{len(fields(State))}Q")
+
+
+def kind_bit(kind: str) -> int:
+    """The bit of a known kind, or the one that says: look in kn."""
+    return 1 << KINDS.index(kind) if kind in KINDS else OTHER_KINDS
+
+
+def known_kinds(bits: int) -> tuple[str, ...]:
+    return tuple(kind for place, kind in enumerate(KINDS) if bits >> place & 1)

@@ -1,0 +1,208 @@
+"""The transactions of gc, on an open transaction (docs/GC.md, section 2, "Gc")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from casstore.backend import Candidate, Edges, EpochLost, GcOpened, Judge, SweepResult, Verdict
+from casstore.puts import begin, drop_lease, find, finish
+from casstore.rows import (
+    DA,
+    GCS,
+    GONE,
+    IX,
+    KN,
+    KP,
+    LEASE,
+    LEASED,
+    LN,
+    PIN,
+    PURGE,
+    RECENT,
+    TICK,
+    D,
+    DaRow,
+    GoneRow,
+    State,
+    from_u64,
+    u64,
+)
+from casstore.tables import ReadTransaction, WriteTransaction
+
+_TICKS_KEPT_S = 90 * 86400
+
+
+def gc_open(t: WriteTransaction, now_s: int, grace_s: int) -> GcOpened:
+    """Begin: a new epoch, the cut, and leases and pins read in the transaction that removes expired leases (H18)."""
+    state = begin(t)
+    state.epoch += 1
+    state.gc_open = 1
+    state.grace_s_min = min(state.grace_s_min, grace_s)
+    state.cut = state.commit if grace_s <= 0 else _cut(t, state, now_s - grace_s)
+    for key, _ in list(t.scan(RECENT)):
+        t.delete(RECENT, key)
+    for name, expiry in list(t.scan(LEASE)):
+        if from_u64(expiry) <= now_s:
+            drop_lease(t, name.decode())
+    for first, second in list(t.scan(TICK)):
+        if from_u64(second) >= now_s - _TICKS_KEPT_S:
+            break
+        t.delete(TICK, first)
+    pins = tuple((name.decode(), value[:32]) for name, value in t.scan(PIN))
+    leased = tuple((key[:-32].decode(), key[-32:]) for key, _ in t.scan(LEASED))
+    finish(t, state)
+    return GcOpened(state.epoch, state.cut, pins, leased)
+
+
+def _cut(t: ReadTransaction, state: State, old_s: int) -> int:
+    """The last commit that is older than the grace, from the ticks: (first commit in a second, that second).
+
+    Every touch between two ticks happened in the earlier one's second. The order of commits decides, seconds
+    only say where to cut it, so a clock that jumps makes the grace longer or shorter and costs nothing live.
+    """
+    cut = state.commit
+    for first, second in t.scan(TICK, reverse=True):
+        if from_u64(second) < old_s:
+            break
+        cut = from_u64(first) - 1
+    return cut
+
+
+def require_epoch(state: State, epoch: int) -> None:
+    """Raises: EpochLost when a later gc opened, or this one was closed (H17)."""
+    if state.epoch != epoch or not state.gc_open:
+        raise EpochLost
+
+
+def edges(t: ReadTransaction, digest: bytes) -> Edges | None:
+    row = find(t, digest)
+    if row is None:
+        return None
+    links = t.get(LN, digest) or b""
+    return Edges(
+        row.data_id,
+        tuple(links[at : at + 32] for at in range(0, len(links), 32)),
+        tuple(base for base, _ in walk(t, row.data_id)[1:]),
+    )
+
+
+def walk(t: ReadTransaction, data_id: int) -> list[tuple[int, DaRow]]:
+    """The stored bytes under a data_id and its bases in turn. Ends where a row is missing, for the reader to
+    find: bases have smaller numbers, so a damaged edge cannot make it turn for ever."""
+    found, at = [], data_id
+    while at:
+        data = t.get(DA, u64(at))
+        if data is None:
+            break
+        row = DaRow.unpack(data)
+        found.append((at, row))
+        at = row.base if row.base < at else 0
+    return found
+
+
+class _View:
+    def __init__(self, t: ReadTransaction) -> None:
+        self._t = t
+        self.recent = tuple(key for key, _ in t.scan(RECENT))
+
+    def edges(self, digest: bytes) -> Edges | None:
+        return edges(self._t, digest)
+
+
+def gc_sweep(
+    t: WriteTransaction, epoch: int, candidates: Sequence[Candidate], judge: Judge, now_s: int
+) -> SweepResult:
+    """One batch: the judge marks what was touched since, then says of each candidate whether it goes."""
+    state = begin(t)
+    require_epoch(state, epoch)
+    view = _View(t)
+    verdicts = judge(view)
+    for digest in view.recent:
+        t.delete(RECENT, digest)
+    removed, raw, stored, kept = [], 0, 0, 0
+    for candidate, verdict in zip(candidates, verdicts, strict=True):
+        if verdict is Verdict.SPARE:
+            continue
+        data = t.get(DA, u64(candidate.data_id))
+        size = DaRow.unpack(data).stored_len if data is not None else 0
+        if candidate.kept:
+            if verdict is Verdict.DELETE and t.delete(KP, u64(candidate.data_id)):
+                _drop_bytes(t, candidate.data_id)
+                state.kept_bytes -= size
+                stored += size
+            continue
+        row = find(t, candidate.digest)
+        if row is None or row.data_id != candidate.data_id:
+            continue
+        t.delete(IX, candidate.digest)
+        t.delete(LN, candidate.digest)
+        _drop_kinds(t, candidate.digest)
+        t.put(GONE, candidate.digest, GoneRow(now_s, epoch, row.kinds, row.raw_len).pack())
+        state.artifacts -= 1
+        state.raw_bytes -= row.raw_len
+        state.stored_bytes -= size
+        raw += row.raw_len
+        removed.append((candidate.digest, row.raw_len))
+        if verdict is Verdict.KEEP_BYTES:
+            t.put(KP, u64(candidate.data_id), candidate.digest)
+            state.kept_bytes += size
+            kept += size
+        else:
+            _drop_bytes(t, candidate.data_id)
+            stored += size
+    state.swept += 1
+    finish(t, state)
+    return SweepResult(tuple(removed), raw, stored, kept)
+
+
+def _drop_bytes(t: WriteTransaction, data_id: int) -> None:
+    """The record goes now, the pieces later in transactions of their own: nothing reaches them any more."""
+    t.delete(DA, u64(data_id))
+    t.put(PURGE, u64(data_id), b"")
+
+
+def _drop_kinds(t: WriteTransaction, digest: bytes) -> None:
+    keys = []
+    for key, _ in t.scan(KN, digest):
+        if not key.startswith(digest):
+            break
+        keys.append(key)
+    for key in keys:
+        t.delete(KN, key)
+
+
+def gc_close(t: WriteTransaction, epoch: int, report: bytes) -> None:
+    state = begin(t)
+    require_epoch(state, epoch)
+    state.gc_open = 0
+    for key, _ in list(t.scan(RECENT)):
+        t.delete(RECENT, key)
+    t.put(GCS, u64(epoch), report)
+    finish(t, state)
+
+
+def purge(t: WriteTransaction, pieces_max: int) -> bool:
+    """Remove up to `pieces_max` pieces that no row reaches. Whether there may be more."""
+    state, left = begin(t), pieces_max
+    for key, _ in list(t.scan(PURGE)):
+        pieces = []
+        for piece, _ in t.scan(D, key):
+            if piece[:8] != key or len(pieces) >= left:
+                break
+            pieces.append(piece)
+        for piece in pieces:
+            t.delete(D, piece)
+        left -= len(pieces)
+        if left <= 0:
+            break
+        t.delete(PURGE, key)
+    finish(t, state)
+    return left <= 0
+
+
+def has_purge(t: ReadTransaction) -> bool:
+    return next(iter(t.scan(PURGE)), None) is not None
+
+
+def recent(t: ReadTransaction) -> list[bytes]:
+    return [key for key, _ in t.scan(RECENT)]

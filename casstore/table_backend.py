@@ -1,0 +1,313 @@
+"""BlobBackend over ordered tables: each method is one transaction, its body a function of `puts` or `sweeps`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import final
+
+from casstore import puts, sweeps
+from casstore.backend import (
+    Candidate,
+    Counters,
+    Edges,
+    GcOpened,
+    Gone,
+    Judge,
+    NewArtifact,
+    PutResult,
+    Row,
+    Stored,
+    SweepResult,
+)
+from casstore.errors import Corrupt
+from casstore.ids import ArtifactId
+from casstore.rows import (
+    DA,
+    GCS,
+    GONE,
+    IX,
+    KN,
+    KP,
+    LEASE,
+    LEASED,
+    META,
+    OTHER_KINDS,
+    PIECE_SIZE,
+    PIN,
+    UUID_KEY,
+    D,
+    DaRow,
+    GoneRow,
+    IxRow,
+    from_u64,
+    known_kinds,
+    piece_count,
+    piece_key,
+    u64,
+)
+from casstore.tables import ReadTransaction, Tables
+
+FRAMES_CODEC = 5  # casstore.codec.Codec.FRAMES: its bytes are read by range, never whole
+
+
+@final
+class TableBackend:
+    """See `casstore.backend.BlobBackend`."""
+
+    def __init__(self, tables: Tables, *, read_only: bool = False) -> None:
+        self._tables = tables
+        self._read_only = read_only
+        self._synced = 0
+        self._sync_lock = threading.Lock()
+
+    # -- identity
+
+    def bind(self, uuid: str) -> str:
+        """The uuid that this store carries; set to `uuid` the first time."""
+        with self._tables.read() as t:
+            found = t.get(META, UUID_KEY)
+        if found is None and not self._read_only:
+            with self._tables.write() as w:
+                found = w.get(META, UUID_KEY)
+                if found is None:
+                    w.put(META, UUID_KEY, uuid.encode())
+                    found = uuid.encode()
+        return (found or uuid.encode()).decode()
+
+    # -- read
+
+    def rows(self, digests: Sequence[bytes]) -> list[Row | None]:
+        with self._tables.read() as t:
+            return [_row(t, digest, t.get(IX, digest)) for digest in digests]
+
+    def load(self, digest: bytes, known: Callable[[int], bool]) -> list[Stored] | None:
+        with self._tables.read() as t:
+            row = puts.find(t, digest)
+            return _chain(t, row.data_id, digest, known) if row is not None else None
+
+    def load_data(self, data_id: int) -> list[Stored] | None:
+        with self._tables.read() as t:
+            found = sweeps.walk(t, data_id)
+            return _chain(t, data_id, found[0][1].digest, lambda _: False) if found else None
+
+    def load_range(self, data_id: int, start: int, stop: int) -> bytes | None:
+        with self._tables.read() as t:
+            found = t.get(DA, u64(data_id))
+            if found is None:
+                return None
+            record = DaRow.unpack(found)
+            stop = min(stop, record.stored_len)
+            first = start // PIECE_SIZE
+            pieces = [_piece(t, record, data_id, number, record.digest) for number in range(first, piece_count(stop))]
+            return b"".join(pieces)[start - first * PIECE_SIZE : stop - first * PIECE_SIZE]
+
+    def base_walk(self, digest: bytes) -> list[tuple[bytes, int, int]]:
+        with self._tables.read() as t:
+            row = puts.find(t, digest)
+            if row is None:
+                return []
+            return [(found.digest, data_id, found.chain) for data_id, found in sweeps.walk(t, row.data_id)]
+
+    def edges(self, digests: Sequence[bytes]) -> list[Edges | None]:
+        with self._tables.read() as t:
+            return [sweeps.edges(t, digest) for digest in digests]
+
+    def page(self, after: bytes, limit: int) -> list[Row]:
+        with self._tables.read() as t:
+            found: list[Row] = []
+            for digest, value in t.scan(IX, after):
+                if digest == after:
+                    continue
+                row = _row(t, digest, value)
+                assert row is not None
+                found.append(row)
+                if len(found) >= limit:
+                    break
+            return found
+
+    def kept(self) -> list[Candidate]:
+        with self._tables.read() as t:
+            return [Candidate(from_u64(key), digest, True) for key, digest in t.scan(KP)]
+
+    def gone(self, digest: bytes) -> Gone | None:
+        with self._tables.read() as t:
+            value = t.get(GONE, digest)
+        if value is None:
+            return None
+        row = GoneRow.unpack(value)
+        return Gone(row.when_s, row.gc, row.raw_len)
+
+    def prefix(self, first: bytes, last: bytes, limit: int) -> list[bytes]:
+        with self._tables.read() as t:
+            found: list[bytes] = []
+            for digest, _ in t.scan(IX, first):
+                if digest > last or len(found) >= limit:
+                    break
+                found.append(digest)
+            return found
+
+    def pins(self) -> dict[str, bytes]:
+        with self._tables.read() as t:
+            return {name.decode(): value[:32] for name, value in t.scan(PIN)}
+
+    def leased(self) -> list[tuple[str, int, bytes]]:
+        with self._tables.read() as t:
+            expiry = {name.decode(): from_u64(value) for name, value in t.scan(LEASE)}
+            rows = ((key[:-32].decode(), key[-32:]) for key, _ in t.scan(LEASED))
+            return [(lease, expiry.get(lease, 0), digest) for lease, digest in rows]
+
+    def counters(self) -> Counters:
+        with self._tables.read() as t:
+            s = puts.load_state(t)
+        return Counters(
+            s.commit, s.artifacts, s.raw_bytes, s.stored_bytes, s.kept_bytes, s.epoch, bool(s.gc_open), s.cut, s.swept
+        )
+
+    def info(self) -> dict[str, int]:
+        return self._tables.info()
+
+    def uploads(self) -> list[tuple[int, int, str]]:
+        with self._tables.read() as t:
+            return puts.uploads(t)
+
+    # -- write
+
+    def put(self, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult:
+        with self._tables.write() as t:
+            return puts.put(t, items, now_s, lease)
+
+    def pin(self, name: str, digest: bytes, now_s: int) -> None:
+        with self._tables.write() as t:
+            puts.pin(t, name, digest, now_s)
+
+    def unpin(self, name: str) -> bool:
+        with self._tables.write() as t:
+            return puts.unpin(t, name)
+
+    def lease_open(self, lease: str, expires_s: int) -> None:
+        with self._tables.write() as t:
+            puts.lease_open(t, lease, expires_s)
+
+    def lease_add(self, lease: str, digests: Sequence[bytes], now_s: int) -> None:
+        with self._tables.write() as t:
+            puts.lease_add(t, lease, digests, now_s)
+
+    def lease_renew(self, lease: str, expires_s: int) -> None:
+        with self._tables.write() as t:
+            puts.lease_renew(t, lease, expires_s)
+
+    def lease_close(self, lease: str) -> None:
+        with self._tables.write() as t:
+            puts.lease_close(t, lease)
+
+    def upload_open(self, now_s: int, owner: str) -> int:
+        with self._tables.write() as t:
+            return puts.upload_open(t, now_s, owner)
+
+    def upload_write(self, upload: int, first_piece: int, pieces: Sequence[bytes]) -> None:
+        with self._tables.write() as t:
+            puts.upload_write(t, upload, first_piece, pieces)
+
+    def upload_abort(self, upload: int) -> None:
+        with self._tables.write() as t:
+            puts.upload_abort(t, upload)
+
+    # -- gc
+
+    def gc_open(self, now_s: int, grace_s: int) -> GcOpened:
+        with self._tables.write() as t:
+            return sweeps.gc_open(t, now_s, grace_s)
+
+    def gc_recent(self, epoch: int) -> list[bytes]:
+        with self._tables.read() as t:
+            sweeps.require_epoch(puts.load_state(t), epoch)
+            return sweeps.recent(t)
+
+    def gc_sweep(self, epoch: int, candidates: Sequence[Candidate], judge: Judge, now_s: int) -> SweepResult:
+        with self._tables.write() as t:
+            return sweeps.gc_sweep(t, epoch, candidates, judge, now_s)
+
+    def gc_close(self, epoch: int, report: bytes) -> None:
+        with self._tables.write() as t:
+            sweeps.gc_close(t, epoch, report)
+
+    def gc_reports(self) -> Iterator[tuple[int, bytes]]:
+        with self._tables.read() as t:
+            found = [(from_u64(key), value) for key, value in t.scan(GCS)]
+        return iter(found)
+
+    def purge(self, pieces_max: int) -> bool:
+        with self._tables.read() as t:
+            if not sweeps.has_purge(t):
+                return False
+        with self._tables.write() as w:
+            return sweeps.purge(w, pieces_max)
+
+    # -- life
+
+    def sync(self) -> int:
+        """One flush covers everything committed before it, whoever committed it."""
+        commit = self.counters().commit
+        if self._read_only:
+            return commit
+        with self._sync_lock:
+            self._tables.sync()
+            self._synced = max(self._synced, commit)
+        return commit
+
+    def synced(self) -> int:
+        """The newest commit known to be on disk, as far as this process saw."""
+        return self._synced
+
+    def reader_check(self) -> int:
+        return self._tables.reader_check()
+
+    def close(self) -> None:
+        self._tables.close()
+
+
+def _row(t: ReadTransaction, digest: bytes, value: bytes | None) -> Row | None:
+    if value is None:
+        return None
+    row = IxRow.unpack(value)
+    kinds = known_kinds(row.kinds)
+    if row.kinds & OTHER_KINDS:
+        named = []
+        for key, _ in t.scan(KN, digest):
+            if not key.startswith(digest):
+                break
+            named.append(key[32:].decode())
+        kinds += tuple(named)
+    return Row(digest, row.data_id, row.touched, row.touched_s, kinds, row.raw_len)
+
+
+def _piece(t: ReadTransaction, record: DaRow, data_id: int, number: int, asked: bytes) -> bytes:
+    data = t.get(D, piece_key(data_id, number))
+    expected = min(PIECE_SIZE, record.stored_len - number * PIECE_SIZE)
+    if data is None or len(data) != expected:
+        found = "missing" if data is None else f"{len(data)} bytes long instead of {expected}"
+        raise Corrupt(ArtifactId(asked), f"piece {number} of data_id {data_id} is {found}")
+    return data
+
+
+def _stored(row: DaRow, data_id: int, stored: bytes) -> Stored:
+    return Stored(row.digest, data_id, row.raw_len, row.stored_len, row.codec, row.base, row.chain, row.extra, stored)
+
+
+def _chain(t: ReadTransaction, data_id: int, asked: bytes, known: Callable[[int], bool]) -> list[Stored]:
+    walked = sweeps.walk(t, data_id)
+    found: list[Stored] = []
+    for at, row in walked:
+        if known(at):
+            found.append(_stored(row, at, b""))
+            return found
+        if row.codec == FRAMES_CODEC:
+            found.append(_stored(row, at, b""))
+            continue
+        pieces = [_piece(t, row, at, number, asked) for number in range(piece_count(row.stored_len))]
+        found.append(_stored(row, at, b"".join(pieces)))
+    if not found or found[-1].base:
+        missing = found[-1].base if found else data_id
+        raise Corrupt(ArtifactId(asked), f"the record of its bytes (data_id {missing}) is missing")
+    return found

@@ -1,0 +1,141 @@
+"""The private seam under the table-based backend: named, ordered tables and transactions over them.
+
+Two implementations: LMDB (lmdb_tables) and memory (here). Keys and values are bytes; a read transaction is one
+snapshot; the write transaction is the only one of all processes and is atomic.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, final
+
+
+class ReadTransaction(Protocol):
+    """A snapshot."""
+
+    def get(self, table: bytes, key: bytes) -> bytes | None:
+        """The value, or None."""
+
+    def scan(self, table: bytes, start: bytes = b"", *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with key >= start ascending; with `reverse` all pairs with key <= start (or all) descending."""
+
+
+class WriteTransaction(ReadTransaction, Protocol):
+    """The one writer. Nothing is visible to others before it commits."""
+
+    def put(self, table: bytes, key: bytes, value: bytes) -> None:
+        """Set."""
+
+    def append(self, table: bytes, key: bytes, value: bytes) -> None:
+        """Set a key that is expected to be the greatest: dense pages where it is."""
+
+    def delete(self, table: bytes, key: bytes) -> bool:
+        """Remove; whether it was there."""
+
+
+class Tables(Protocol):
+    """A set of tables that is read and written in transactions."""
+
+    def read(self) -> AbstractContextManager[ReadTransaction]: ...
+
+    def write(self) -> AbstractContextManager[WriteTransaction]: ...
+
+    def sync(self) -> None:
+        """What is committed is durable when this returns."""
+
+    def info(self) -> dict[str, int]:
+        """Facts for people."""
+
+    def reader_check(self) -> int:
+        """Forget readers that died; how many."""
+
+    def close(self) -> None: ...
+
+
+@final
+class MemoryTables:
+    """Tables in dicts, with an undo list for what fails; for tests and for users' tests."""
+
+    def __init__(self, names: Sequence[bytes]) -> None:
+        self._rows: dict[bytes, dict[bytes, bytes]] = {name: {} for name in names}
+        self._keys: dict[bytes, list[bytes]] = {name: [] for name in names}
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def read(self) -> Iterator[ReadTransaction]:
+        with self._lock:
+            yield _MemoryTransaction(self._rows, self._keys)
+
+    @contextmanager
+    def write(self) -> Iterator[WriteTransaction]:
+        with self._lock:
+            txn = _MemoryTransaction(self._rows, self._keys)
+            try:
+                yield txn
+            except BaseException:
+                txn.undo()
+                raise
+
+    def sync(self) -> None:
+        """Memory has nothing to flush."""
+
+    def info(self) -> dict[str, int]:
+        with self._lock:
+            size = sum(len(k) + len(v) for rows in self._rows.values() for k, v in rows.items())
+        return {"file_bytes": size, "page_bytes": 0, "pages_used": 0, "pages_free": 0, "readers": 0}
+
+    def reader_check(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+@final
+class _MemoryTransaction:
+    def __init__(self, rows: dict[bytes, dict[bytes, bytes]], keys: dict[bytes, list[bytes]]) -> None:
+        self._rows, self._keys = rows, keys
+        self._before: list[tuple[bytes, bytes, bytes | None]] = []
+
+    def get(self, table: bytes, key: bytes) -> bytes | None:
+        return self._rows[table].get(key)
+
+    def scan(self, table: bytes, start: bytes = b"", *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        keys, rows = self._keys[table], self._rows[table]
+        if reverse:
+            found = [key for key in reversed(keys) if not start or key <= start]
+        else:
+            found = keys[bisect_left(keys, start) :]
+        for key in found:
+            if key in rows:
+                yield key, rows[key]
+
+    def put(self, table: bytes, key: bytes, value: bytes) -> None:
+        old = self._rows[table].get(key)
+        self._before.append((table, key, old))
+        if old is None:
+            insort(self._keys[table], key)
+        self._rows[table][key] = value
+
+    append = put
+
+    def delete(self, table: bytes, key: bytes) -> bool:
+        old = self._rows[table].pop(key, None)
+        if old is None:
+            return False
+        self._before.append((table, key, old))
+        keys = self._keys[table]
+        del keys[bisect_left(keys, key)]
+        return True
+
+    def undo(self) -> None:
+        for table, key, old in reversed(self._before):
+            if old is not None:
+                if key not in self._rows[table]:
+                    insort(self._keys[table], key)
+                self._rows[table][key] = old
+            elif self._rows[table].pop(key, None) is not None:
+                del self._keys[table][bisect_left(self._keys[table], key)]

@@ -1,0 +1,381 @@
+"""From bytes to a stored artifact: hash, choose a base, encode, put (docs/GC.md, section 2, "Put")."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, Final, final
+
+from blake3 import blake3
+
+from casstore import codec, frames, values
+from casstore.backend import BlobBackend, EncodeAgain, NewArtifact, Outcome, UploadLost
+from casstore.errors import Corrupt, InvalidArgument, InvalidValue, StoreError, StoreFull
+from casstore.ids import ArtifactId
+from casstore.processes import current_process
+from casstore.reading import Reader
+from casstore.rows import PIECE_SIZE
+from casstore.steps import reach
+
+CHAIN_MAX: Final = (1 << 16) - 1
+BATCH_BYTES: Final = 4 << 20
+BATCH_ITEMS: Final = 2000
+HIT_VERIFY_BYTES: Final = 1 << 20
+DELTA_RAW_MAX: Final = 16 << 20
+DISK_RESERVE_BYTES: Final = 2 << 20  # what puts leave free, so that gc can always commit
+# CBOR of a link up to its digest: tag 42, 37 bytes, multibase 0, CIDv1, raw, blake3, 32 bytes.
+LINK_PREFIX: Final = b"\xd8\x2a\x58\x25\x00\x01\x55\x1e\x20"
+_KIND: Final = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutItem:
+    """One item of `put_many`: raw bytes, a kind, and the hint of a base."""
+
+    data: bytes
+    kind: str = "other"
+    base: ArtifactId | None = None
+
+
+def check_kind(kind: str) -> str:
+    """Raises: InvalidArgument unless `kind` is an identifier of at most 63 lowercase characters."""
+    if type(kind) is not str or not _KIND.fullmatch(kind):
+        raise InvalidArgument("kind", f"{kind!r:.80} is no identifier (a-z, then a-z, 0-9 or _, at most 63)")
+    return kind
+
+
+class _RecentBytes:
+    """A few recent plain snapshots by digest, so that a delta's base costs no read."""
+
+    ITEMS: Final = 8
+    BYTES: Final = 32 << 20
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._items: OrderedDict[bytes, bytes] = OrderedDict()
+        self._size = 0
+
+    def get(self, digest: bytes) -> bytes | None:
+        with self._lock:
+            found = self._items.get(digest)
+            if found is not None:
+                self._items.move_to_end(digest)
+            return found
+
+    def add(self, digest: bytes, data: bytes) -> None:
+        if len(data) > self.BYTES // 2:
+            return
+        with self._lock:
+            self._size += len(data) - len(self._items.pop(digest, b""))
+            self._items[digest] = data
+            while len(self._items) > self.ITEMS or self._size > self.BYTES:
+                self._size -= len(self._items.popitem(last=False)[1])
+
+
+@final
+class Writer:
+    """Puts artifacts into one backend. Nothing is hashed or encoded inside a transaction."""
+
+    def __init__(
+        self, backend: BlobBackend, reader: Reader, clock: Callable[[], float], *, quota: int | None, path: str
+    ) -> None:
+        self._backend, self._reader, self._clock = backend, reader, clock
+        self._quota, self._path = quota, path
+        self._recent = _RecentBytes()
+
+    def put(self, item: PutItem, *, lease: str | None = None, durable: bool = True) -> ArtifactId:
+        """Raises: MissingArtifact (a link is not there), StoreFull, LeaseLost."""
+        if len(item.data) > frames.FRAME_SIZE:
+            return self._put_large(item, lease, durable)
+        digest = blake3(item.data).digest()
+        self._write([self._prepare(item, digest)], [item], lease)
+        if item.base is not None or item.kind == "context_snapshot":
+            self._recent.add(digest, item.data)
+        self._flush(durable)
+        return ArtifactId(digest)
+
+    def put_many(self, items: Sequence[PutItem], *, lease: str | None = None) -> list[ArtifactId]:
+        """In order; one transaction for each 4 MiB. Durable on return, all of them; a failure keeps a prefix."""
+        ids: list[ArtifactId] = []
+        for batch in _batches(items):
+            if len(batch[0].data) > frames.FRAME_SIZE:
+                ids.append(self._put_large(batch[0], lease, False))
+                continue
+            digests = [blake3(item.data).digest() for item in batch]
+            self._write([self._prepare(*pair) for pair in zip(batch, digests, strict=True)], batch, lease)
+            ids.extend(map(ArtifactId, digests))
+        self._flush(True)
+        return ids
+
+    def put_stream(
+        self,
+        source: BinaryIO,
+        kind: str,
+        *,
+        lease: str | None = None,
+        progress: Callable[[int], None] | None = None,
+        durable: bool = True,
+    ) -> ArtifactId:
+        """Any size in constant memory: frames go into an upload, the last transaction makes them visible."""
+        first = _read_up_to(source, frames.FRAME_SIZE + 1)
+        if len(first) <= frames.FRAME_SIZE:
+            if progress:
+                progress(len(first))
+            return self.put(PutItem(data=first, kind=kind), lease=lease, durable=durable)
+        rest = _rest_of(first, source)
+        return self._upload(rest, kind, (), lease, progress, durable)
+
+    # -- inside
+
+    def _prepare(self, item: PutItem, digest: bytes) -> NewArtifact:
+        """Encode, unless a copy is there and sound: whether it still is then is decided in the transaction."""
+        links = links_of(item.data)
+        row = self._backend.rows([digest])[0]
+        if row is not None and (row.raw_len > HIT_VERIFY_BYTES or self._reader.is_sound(digest)):
+            return NewArtifact(digest, item.kind, len(item.data), links, 0, None, 0)
+        if row is not None:
+            return _whole(item, digest, links)._replace(heal=True)
+        found = self._base(item)
+        if found is not None:
+            base_digest, base, chain = found
+            encoded = codec.encode(item.data, base)
+            if codec.is_delta(encoded.codec):
+                return NewArtifact(
+                    digest, item.kind, len(item.data), links, encoded.codec, encoded.stored, len(encoded.stored),
+                    base=base_digest, chain=chain,
+                )  # fmt: skip
+        return _whole(item, digest, links)
+
+    def _base(self, item: PutItem) -> tuple[bytes, bytes, int] | None:
+        """(digest, bytes, chain of the new artifact) of the base to use: the one on the hint's base walk whose
+        number is n with its lowest set bit cleared, as in Subversion's skip-deltas."""
+        if item.base is None or len(item.data) > DELTA_RAW_MAX:
+            return None
+        walk = self._backend.base_walk(item.base.digest)
+        if not walk:
+            return None
+        chain = walk[0][2] + 1
+        if chain > CHAIN_MAX:
+            return None
+        for digest, data_id, number in walk:
+            if number == chain & (chain - 1):
+                data = self._recent.get(digest)
+                if data is None:
+                    try:
+                        data = self._reader.data(data_id, digest)
+                    except Corrupt:
+                        return None  # a hint: a damaged base is no reason to refuse good bytes
+                return digest, data, chain
+        return None
+
+    def _write(self, prepared: list[NewArtifact], items: Sequence[PutItem], lease: str | None) -> None:
+        while True:
+            self._check_room(sum(item.stored_len for item in prepared))
+            reach("put.before_commit")
+            try:
+                self._backend.put(prepared, int(self._clock()), lease)
+            except EncodeAgain as again:
+                gone = set(again.digests)
+                prepared = [
+                    _whole(item, old.digest, old.links) if old.digest in gone else old
+                    for item, old in zip(items, prepared, strict=True)
+                ]
+                continue
+            except UploadLost as error:
+                raise InvalidArgument(
+                    "data", "these bytes were stored before as a stream, and link to artifacts that came later"
+                ) from error
+            reach("put.after_commit")
+            return
+
+    def _put_large(self, item: PutItem, lease: str | None, durable: bool) -> ArtifactId:
+        if item.base is not None and len(item.data) <= DELTA_RAW_MAX:
+            digest = blake3(item.data).digest()
+            prepared = self._prepare(item, digest)
+            if prepared.base is not None or prepared.stored is None:
+                try:
+                    self._write_once(prepared, lease)
+                except (EncodeAgain, UploadLost):
+                    return self._upload(_rest_of(item.data, None), item.kind, prepared.links, lease, None, durable)
+                self._recent.add(digest, item.data)
+                self._flush(durable)
+                return ArtifactId(digest)
+        links = links_of(item.data)
+        done = self._upload(_rest_of(item.data, None), item.kind, links, lease, None, durable)
+        if item.kind == "context_snapshot":
+            self._recent.add(done.digest, item.data)
+        return done
+
+    def _write_once(self, prepared: NewArtifact, lease: str | None) -> None:
+        self._check_room(prepared.stored_len)
+        reach("put.before_commit")
+        self._backend.put([prepared], int(self._clock()), lease)
+        reach("put.after_commit")
+
+    def _upload(
+        self,
+        raw_frames: Callable[[], Iterator[bytes]],
+        kind: str,
+        links: tuple[bytes, ...],
+        lease: str | None,
+        progress: Callable[[int], None] | None,
+        durable: bool,
+    ) -> ArtifactId:
+        backend = self._backend
+        upload = backend.upload_open(int(self._clock()), current_process())
+        reach("upload.opened")
+        try:
+            hasher, table, raw_len = blake3(), frames.FrameTable(), 0
+            pieces = _PieceWriter(backend, upload, self._check_room)
+            for raw in raw_frames():
+                hasher.update(raw)
+                raw_len += len(raw)
+                entry, stored = frames.encode_frame(raw, pieces.stored_len)
+                table.entries.append(entry)
+                pieces.write(stored)
+                if progress:
+                    progress(len(raw))
+            packed, seal = table.pack()
+            pieces.write(packed)
+            pieces.flush()
+            digest = hasher.digest()
+            row = backend.rows([digest])[0]
+            heal = row is not None and not self._reader.is_sound(digest)
+            reach("upload.written")
+            result = backend.put(
+                [
+                    NewArtifact(
+                        digest, kind, raw_len, links, codec.Codec.FRAMES, None, pieces.stored_len,
+                        extra=seal, upload=upload, heal=heal,
+                    )
+                ],
+                int(self._clock()), lease,
+            )  # fmt: skip
+        except UploadLost as error:
+            raise StoreError("the upload was given up: a gc took this process for dead. Put it again") from error
+        except BaseException:
+            backend.upload_abort(upload)
+            raise
+        if result.outcomes[0] is not Outcome.NEW:
+            while backend.purge(BATCH_ITEMS):
+                pass
+        reach("upload.committed")
+        self._flush(durable)
+        return ArtifactId(digest)
+
+    def _flush(self, durable: bool) -> None:
+        """Also after a hit that wrote nothing: another writer's row may not be on disk yet (H23)."""
+        if durable:
+            self._backend.sync()
+            reach("put.after_sync")
+
+    def _check_room(self, stored_len: int) -> None:
+        if self._quota is not None:
+            counters = self._backend.counters()
+            if counters.stored_bytes + counters.kept_bytes + stored_len > self._quota:
+                raise StoreFull(self._path, f"the quota of {self._quota} bytes would be passed")
+        if self._path and stored_len:
+            disk = os.statvfs(self._path)
+            if disk.f_bavail * disk.f_frsize < stored_len + DISK_RESERVE_BYTES:
+                raise StoreFull(self._path, "only the reserve that gc needs is left on the disk")
+
+
+class _PieceWriter:
+    """Cuts a stream of stored bytes into pieces of one page and writes them some MiB at a time."""
+
+    def __init__(self, backend: BlobBackend, upload: int, check_room: Callable[[int], None]) -> None:
+        self._backend, self._upload, self._check_room = backend, upload, check_room
+        self._buffer = bytearray()
+        self._piece = 0
+        self.stored_len = 0
+
+    def write(self, data: bytes) -> None:
+        self._buffer += data
+        self.stored_len += len(data)
+        if len(self._buffer) >= BATCH_BYTES:
+            self._send(len(self._buffer) // PIECE_SIZE * PIECE_SIZE)
+
+    def flush(self) -> None:
+        self._send(len(self._buffer))
+
+    def _send(self, size: int) -> None:
+        if not size:
+            return
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        pieces = [data[at : at + PIECE_SIZE] for at in range(0, size, PIECE_SIZE)]
+        self._check_room(size)
+        self._backend.upload_write(self._upload, self._piece, pieces)
+        self._piece += len(pieces)
+        reach("upload.piece")
+
+
+def links_of(data: bytes) -> tuple[bytes, ...]:
+    """Digests that the bytes link to. What bytes are decides it, not how they are put: the same id must have
+    the same links whoever puts it first, or gc would take a child of the value that another put made of it."""
+    if LINK_PREFIX not in data:
+        return ()
+    try:
+        return tuple(link.digest for link in values.links(data))
+    except InvalidValue:
+        return ()
+
+
+def _whole(item: PutItem, digest: bytes, links: tuple[bytes, ...]) -> NewArtifact:
+    encoded = codec.encode_whole(item.data)
+    return NewArtifact(
+        digest, item.kind, len(item.data), links, encoded.codec, encoded.stored, len(encoded.stored)
+    )
+
+
+def _batches(items: Sequence[PutItem]) -> Iterator[list[PutItem]]:
+    batch: list[PutItem] = []
+    size = 0
+    for item in items:
+        large = len(item.data) > frames.FRAME_SIZE
+        if batch and (large or size + len(item.data) > BATCH_BYTES or len(batch) >= BATCH_ITEMS):
+            yield batch
+            batch, size = [], 0
+        if large:
+            yield [item]
+            continue
+        batch.append(item)
+        size += len(item.data)
+    if batch:
+        yield batch
+
+
+def _read_up_to(source: BinaryIO, size: int) -> bytes:
+    """Short reads happen (pipes, sockets): read until there is enough or no more."""
+    parts, have = [], 0
+    while have < size:
+        part = source.read(size - have)
+        if not part:
+            break
+        if not isinstance(part, (bytes, bytearray)):
+            raise InvalidArgument("source", "must be a binary stream")
+        parts.append(bytes(part))
+        have += len(part)
+    return b"".join(parts)
+
+
+def _rest_of(first: bytes, source: BinaryIO | None) -> Callable[[], Iterator[bytes]]:
+    """Frames of the bytes read so far and of what follows."""
+
+    def generate() -> Iterator[bytes]:
+        begun = io.BytesIO(first)
+        while True:
+            frame = begun.read(frames.FRAME_SIZE)
+            if source is not None and len(frame) < frames.FRAME_SIZE:
+                frame += _read_up_to(source, frames.FRAME_SIZE - len(frame))
+            if not frame:
+                return
+            yield frame
+
+    return generate
