@@ -1,0 +1,81 @@
+"""A content-addressed artifact store: immutable bytes named by their BLAKE3, in one directory.
+
+>>> import casstore, tempfile
+>>> with casstore.open(tempfile.mkdtemp()) as store:
+...     name = store.put(b"hello")
+...     assert store.get(name) == b"hello"
+"""
+
+from casstore.errors import (
+    AlreadyOpen,
+    AmbiguousPrefix,
+    Busy,
+    ClosedHandle,
+    Collected,
+    Corrupt,
+    DamagedStore,
+    ForkedHandle,
+    GcRefused,
+    InvalidArgument,
+    InvalidHome,
+    InvalidId,
+    InvalidValue,
+    LeaseLost,
+    MissingArtifact,
+    NotAStore,
+    NotFound,
+    PinNotFound,
+    PoisonedHandle,
+    ReadOnly,
+    StoreError,
+    StoreFull,
+    UnsupportedFilesystem,
+    UnsupportedFormat,
+)
+from casstore.ids import ArtifactId
+from casstore.leases import Lease
+from casstore.reports import ArtifactInfo, Finding, GcReport, StoreStats, VerifyReport, Why
+from casstore.roots import Root, RootSource
+from casstore.store import Store
+from casstore.store import open_store as open
+from casstore.writing import PutItem
+
+__all__ = [
+    "AlreadyOpen",
+    "AmbiguousPrefix",
+    "ArtifactId",
+    "ArtifactInfo",
+    "Busy",
+    "ClosedHandle",
+    "Collected",
+    "Corrupt",
+    "DamagedStore",
+    "Finding",
+    "ForkedHandle",
+    "GcRefused",
+    "GcReport",
+    "InvalidArgument",
+    "InvalidHome",
+    "InvalidId",
+    "InvalidValue",
+    "Lease",
+    "LeaseLost",
+    "MissingArtifact",
+    "NotAStore",
+    "NotFound",
+    "PinNotFound",
+    "PoisonedHandle",
+    "PutItem",
+    "ReadOnly",
+    "Root",
+    "RootSource",
+    "Store",
+    "StoreError",
+    "StoreFull",
+    "StoreStats",
+    "UnsupportedFilesystem",
+    "UnsupportedFormat",
+    "VerifyReport",
+    "Why",
+    "open",
+]

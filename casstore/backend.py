@@ -179,6 +179,9 @@ class BlobBackend(Protocol):
     def load_range(self, data_id: int, start: int, stop: int) -> bytes | None:
         """Bytes [start, stop) of what is kept under a data_id; None when it is gone."""
 
+    def encoding(self, data_id: int) -> tuple[int, int]:
+        """(codec, stored bytes) of what is kept under a data_id; (0, 0) when it is gone."""
+
     def base_walk(self, digest: bytes) -> list[tuple[bytes, int, int]]:
         """(digest, data_id, chain) of the artifact and of its bases in turn; empty when not visible."""
 
@@ -189,6 +192,7 @@ class BlobBackend(Protocol):
     def kept(self) -> list[Candidate]:
         """Bytes of collected artifacts that were needed by a delta."""
 
+    def gone_count(self) -> int: ...
     def gone(self, digest: bytes) -> Gone | None: ...
     def prefix(self, first: bytes, last: bytes, limit: int) -> list[bytes]:
         """Digests between, inclusive."""
@@ -215,6 +219,9 @@ class BlobBackend(Protocol):
         """(data_id, since in unix seconds, owner) of unfinished uploads."""
 
     # -- gc
+    def gc_peek(self, now_s: int, grace_s: int) -> GcOpened:
+        """What `gc_open` would answer; writes nothing."""
+
     def gc_open(self, now_s: int, grace_s: int) -> GcOpened: ...
     def gc_recent(self, epoch: int) -> list[bytes]: ...
     def gc_sweep(self, epoch: int, candidates: Sequence[Candidate], judge: Judge, now_s: int) -> SweepResult: ...

@@ -53,6 +53,10 @@ class _LmdbTransaction:
         found: bytes | None = self._txn.get(key, db=self._handles[table])
         return found
 
+    def count(self, table: bytes) -> int:
+        entries: int = self._txn.stat(self._handles[table])["entries"]
+        return entries
+
     def scan(self, table: bytes, start: bytes = b"", *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         with self._txn.cursor(db=self._handles[table]) as cursor:
             if not reverse:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from casstore.backend import Candidate, Edges, EpochLost, GcOpened, Judge, SweepResult, Verdict
-from casstore.puts import begin, drop_lease, find, finish
+from casstore.puts import begin, drop_lease, find, finish, load_state
 from casstore.rows import (
     DA,
     GCS,
@@ -48,9 +48,21 @@ def gc_open(t: WriteTransaction, now_s: int, grace_s: int) -> GcOpened:
         if from_u64(second) >= now_s - _TICKS_KEPT_S:
             break
         t.delete(TICK, first)
-    pins = tuple((name.decode(), value[:32]) for name, value in t.scan(PIN))
-    leased = tuple((key[:-32].decode(), key[-32:]) for key, _ in t.scan(LEASED))
     finish(t, state)
+    return _opened(t, state, now_s)
+
+
+def gc_peek(t: ReadTransaction, now_s: int, grace_s: int) -> GcOpened:
+    """What gc_open would answer, without opening."""
+    state = load_state(t)
+    state.cut = state.commit if grace_s <= 0 else _cut(t, state, now_s - grace_s)
+    return _opened(t, state, now_s)
+
+
+def _opened(t: ReadTransaction, state: State, now_s: int) -> GcOpened:
+    pins = tuple((name.decode(), value[:32]) for name, value in t.scan(PIN))
+    live = {name for name, expiry in t.scan(LEASE) if from_u64(expiry) > now_s}
+    leased = tuple((key[:-32].decode(), key[-32:]) for key, _ in t.scan(LEASED) if key[:-32] in live)
     return GcOpened(state.epoch, state.cut, pins, leased)
 
 

@@ -102,6 +102,14 @@ class TableBackend:
             pieces = [_piece(t, record, data_id, number, record.digest) for number in range(first, piece_count(stop))]
             return b"".join(pieces)[start - first * PIECE_SIZE : stop - first * PIECE_SIZE]
 
+    def encoding(self, data_id: int) -> tuple[int, int]:
+        with self._tables.read() as t:
+            found = t.get(DA, u64(data_id))
+        if found is None:
+            return 0, 0
+        row = DaRow.unpack(found)
+        return row.codec, row.stored_len
+
     def base_walk(self, digest: bytes) -> list[tuple[bytes, int, int]]:
         with self._tables.read() as t:
             row = puts.find(t, digest)
@@ -129,6 +137,10 @@ class TableBackend:
     def kept(self) -> list[Candidate]:
         with self._tables.read() as t:
             return [Candidate(from_u64(key), digest, True) for key, digest in t.scan(KP)]
+
+    def gone_count(self) -> int:
+        with self._tables.read() as t:
+            return t.count(GONE)
 
     def gone(self, digest: bytes) -> Gone | None:
         with self._tables.read() as t:
@@ -214,6 +226,10 @@ class TableBackend:
             puts.upload_abort(t, upload)
 
     # -- gc
+
+    def gc_peek(self, now_s: int, grace_s: int) -> GcOpened:
+        with self._tables.read() as t:
+            return sweeps.gc_peek(t, now_s, grace_s)
 
     def gc_open(self, now_s: int, grace_s: int) -> GcOpened:
         with self._tables.write() as t:

@@ -19,6 +19,9 @@ class ReadTransaction(Protocol):
     def get(self, table: bytes, key: bytes) -> bytes | None:
         """The value, or None."""
 
+    def count(self, table: bytes) -> int:
+        """Number of rows."""
+
     def scan(self, table: bytes, start: bytes = b"", *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with key >= start ascending; with `reverse` all pairs with key <= start (or all) descending."""
 
@@ -102,6 +105,9 @@ class _MemoryTransaction:
 
     def get(self, table: bytes, key: bytes) -> bytes | None:
         return self._rows[table].get(key)
+
+    def count(self, table: bytes) -> int:
+        return len(self._rows[table])
 
     def scan(self, table: bytes, start: bytes = b"", *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         keys, rows = self._keys[table], self._rows[table]

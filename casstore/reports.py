@@ -1,0 +1,105 @@
+"""Values that long operations answer with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from casstore.ids import ArtifactId
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactInfo:
+    """An artifact. Sizes in bytes; `encoding` is how it is kept, `chain` its number in a delta chain."""
+
+    id: ArtifactId
+    kinds: tuple[str, ...]
+    size_bytes: int
+    stored_bytes: int
+    encoding: str
+    chain: int
+    base: ArtifactId | None
+    links: tuple[ArtifactId, ...]
+    touched_s: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that is not as it should be. `id` is the artifact concerned, if it is one."""
+
+    code: str
+    id: ArtifactId | None
+    detail: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What was looked at, and what was found; clean when `findings` is empty."""
+
+    findings: tuple[Finding, ...]
+    artifacts: int
+    raw_bytes: int
+
+    @property
+    def ok(self) -> bool:
+        return not self.findings
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcReport:
+    """One collection. `removed` lists (id, raw bytes) of what went, or would go in a dry run.
+
+    `stored_bytes` can be used again by the store; the file itself does not shrink. `kept_bytes` belong to removed
+    artifacts that living deltas still need. `rescued` counts candidates that somebody touched meanwhile.
+    """
+
+    gc: int
+    dry_run: bool
+    removed: tuple[tuple[ArtifactId, int], ...]
+    raw_bytes: int
+    stored_bytes: int
+    kept_bytes: int
+    live: int
+    rescued: int
+    batches: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStats:
+    """Sizes in bytes. `stored_bytes` excludes `kept_bytes`; `file_bytes` is what the disk gives, free pages
+    included."""
+
+    artifacts: int
+    raw_bytes: int
+    stored_bytes: int
+    kept_bytes: int
+    gone: int
+    pins: int
+    leases: int
+    uploads: int
+    commits: int
+    gcs: int
+    file_bytes: int
+    page_bytes: int
+    pages_used: int
+    pages_free: int
+    readers: int
+    by_kind: dict[str, tuple[int, int]]
+    by_encoding: dict[str, tuple[int, int, int]]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Why:
+    """Why an artifact is there or not. `path` leads from a root to it, one step a line; empty when nothing
+    holds it. `state` is one of live, unreferenced, collected, unknown."""
+
+    id: ArtifactId
+    state: str
+    path: tuple[str, ...]
+    detail: str

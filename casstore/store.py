@@ -1,0 +1,397 @@
+"""Store: artifacts by id. What callers hold; the work is done by writing, reading, gc and inspection."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Final, final
+
+from casstore import gc as collecting
+from casstore import inspection, values
+from casstore.backend import BlobBackend
+from casstore.errors import (
+    AlreadyOpen,
+    AmbiguousPrefix,
+    ClosedHandle,
+    DamagedStore,
+    ForkedHandle,
+    InvalidArgument,
+    InvalidId,
+    NotFound,
+    PinNotFound,
+    ReadOnly,
+)
+from casstore.home import Home, open_home
+from casstore.ids import ArtifactId
+from casstore.leases import Lease
+from casstore.lmdb_tables import LmdbTables
+from casstore.reading import Reader
+from casstore.reports import ArtifactInfo, GcReport, StoreStats, VerifyReport, Why
+from casstore.roots import RootSource
+from casstore.rows import TABLES
+from casstore.table_backend import TableBackend
+from casstore.writing import PutItem, Writer, check_kind
+
+GRACE_S: Final = 3600
+KEEP_COMPLETED_S: Final = 14 * 86400
+
+Duration = float | int | timedelta
+
+
+@final
+class Store:
+    """An open store. All methods may be called from any thread; reads see every commit made before them.
+
+    A put is on disk when it returns, unless `durable=False`: then it is after the next `sync` (or durable put)
+    of any process. Handles of one home share one environment in a process.
+    """
+
+    def __init__(
+        self, backend: BlobBackend, home: Home | None, *, read_only: bool, quota: int | None,
+        clock: Callable[[], float] = time.time, uuid: str = "", on_close: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._backend, self._clock, self._on_close = backend, clock, on_close
+        self.home: Path | None = home.path if home else None
+        self.uuid = home.uuid if home else uuid
+        self.instance = home.instance if home else uuid
+        self.read_only = read_only
+        self._name = str(self.home) if home else "memory"
+        self._closed = False
+        self._pid = os.getpid()
+        self._reader = Reader(backend)
+        path = str(home.path) if home else ""
+        self._writer = Writer(backend, self._reader, clock, quota=quota, path=path)
+
+    # -- put
+
+    def put(
+        self, data: bytes | bytearray | memoryview, *, kind: str = "other", base: ArtifactId | None = None,
+        durable: bool = True,
+    ) -> ArtifactId:  # fmt: skip
+        """Store bytes; the id is their BLAKE3. Bytes that are there already cost no second copy; a damaged copy
+        is healed. `base` is a hint: an artifact that these bytes resemble.
+
+        Raises: InvalidArgument, StoreFull, MissingArtifact (the bytes are a value that links to what is not there).
+        """
+        self._check(write=True)
+        item = PutItem(data=_plain(data), kind=check_kind(kind), base=_optional_id(base, "base"))
+        return self._writer.put(item, durable=durable)
+
+    def put_value(
+        self, value: object, *, kind: str = "value", base: ArtifactId | None = None, durable: bool = True
+    ) -> ArtifactId:
+        """Store a value as DAG-CBOR; an ArtifactId in it is a link, and what it links to must be there.
+
+        Raises: InvalidValue with the path, MissingArtifact, StoreFull.
+        """
+        self._check(write=True)
+        data, _ = values.encode(value)
+        item = PutItem(data=data, kind=check_kind(kind), base=_optional_id(base, "base"))
+        return self._writer.put(item, durable=durable)
+
+    def put_file(
+        self, source: str | os.PathLike[str] | BinaryIO, *, kind: str = "output",
+        progress: Callable[[int], None] | None = None,
+    ) -> ArtifactId:  # fmt: skip
+        """Store a file or a binary stream of any size in constant memory. `progress(bytes)` is told of each step.
+
+        Visible all at once at the end; killed or cancelled, nothing is visible, and gc takes what was written.
+        """
+        self._check(write=True)
+        check_kind(kind)
+        if isinstance(source, (str, os.PathLike)):
+            with open(source, "rb") as file:
+                return self._writer.put_stream(file, kind, progress=progress)
+        if not hasattr(source, "read"):
+            raise InvalidArgument("source", f"{type(source).__name__} is neither a path nor a binary stream")
+        return self._writer.put_stream(source, kind, progress=progress)
+
+    def put_many(self, items: Iterable[bytes | tuple[bytes, str] | PutItem]) -> list[ArtifactId]:
+        """Store many, in order, one commit for a few MiB; all durable on return. After an error a prefix may be
+        stored: no harm, what nothing names is collected."""
+        self._check(write=True)
+        return self._writer.put_many([_item(item) for item in items])
+
+    def _put_leased(self, data: bytes, kind: str, base: ArtifactId | None, lease: str) -> ArtifactId:
+        self._check(write=True)
+        item = PutItem(data=_plain(data), kind=check_kind(kind), base=_optional_id(base, "base"))
+        return self._writer.put(item, lease=lease)
+
+    def _put_value_leased(self, value: object, kind: str, base: ArtifactId | None, lease: str) -> ArtifactId:
+        return self._put_leased(values.encode(value)[0], kind, base, lease)
+
+    # -- read
+
+    def get(self, id: ArtifactId) -> bytes:
+        """The bytes, verified. Raises: NotFound, Collected, Corrupt."""
+        self._check()
+        return self._reader.get(_id(id).digest)
+
+    def get_value(self, id: ArtifactId) -> Any:
+        """The value, a fresh object, links as ArtifactIds. Raises: InvalidValue if the bytes are no value."""
+        return values.decode(self.get(id))
+
+    def get_range(self, id: ArtifactId, start: int, length: int) -> bytes:
+        """Bytes [start, start + length). Of a large artifact only the frames touched are read and checked: that
+        finds damage, but only a full read proves the id."""
+        self._check()
+        return self._reader.get_range(_id(id).digest, start, length)
+
+    def open_reader(self, id: ArtifactId) -> io.BufferedIOBase:
+        """A seekable binary reader; of a large artifact it holds one frame in memory."""
+        self._check()
+        return self._reader.open(_id(id).digest)
+
+    def info(self, id: ArtifactId) -> ArtifactInfo:
+        """Facts about an artifact. Raises: NotFound, Collected."""
+        self._check()
+        digest = _id(id).digest
+        row, edges = self._backend.rows([digest])[0], self._backend.edges([digest])[0]
+        walk = self._backend.base_walk(digest)
+        if row is None or edges is None or not walk:
+            raise self._reader.missing(digest)
+        codec, stored_len = self._backend.encoding(row.data_id)
+        return ArtifactInfo(
+            id=_id(id), kinds=row.kinds, size_bytes=row.raw_len, stored_bytes=stored_len,
+            encoding=inspection.encoding_name(codec), chain=walk[0][2],
+            base=ArtifactId(walk[1][0]) if len(walk) > 1 else None,
+            links=tuple(map(ArtifactId, edges.links)), touched_s=row.touched_s,
+        )  # fmt: skip
+
+    def __contains__(self, id: object) -> bool:
+        self._check()
+        return isinstance(id, ArtifactId) and self._backend.rows([id.digest])[0] is not None
+
+    def __len__(self) -> int:
+        self._check()
+        return self._backend.counters().artifacts
+
+    def __bool__(self) -> bool:
+        return True  # an empty store is a store
+
+    def __iter__(self) -> Iterator[ArtifactId]:
+        """Ids in ascending order; what is put or collected meanwhile may or may not appear."""
+        self._check()
+        return (ArtifactId(row.digest) for row in inspection.pages(self._backend))
+
+    def resolve(self, prefix: str) -> ArtifactId:
+        """The one id that begins like that. Raises: InvalidId, NotFound, AmbiguousPrefix."""
+        self._check()
+        if type(prefix) is not str or not 4 <= len(prefix) <= 64 or set(prefix) - set("0123456789abcdef"):
+            raise InvalidId(prefix, "a prefix has 4 to 64 lowercase hex digits")
+        first, last = bytes.fromhex(prefix.ljust(64, "0")), bytes.fromhex(prefix.ljust(64, "f"))
+        found = self._backend.prefix(first, last, 5)
+        if len(found) > 1:
+            raise AmbiguousPrefix(prefix, ", ".join(digest.hex()[:16] for digest in found))
+        if not found:
+            raise self._reader.missing(first) if len(prefix) == 64 else NotFound(prefix)
+        return ArtifactId(found[0])
+
+    # -- protect
+
+    def pin(self, name: str, id: ArtifactId) -> None:
+        """Keep an artifact with all it needs until `unpin`; the name then holds this id. Durable on return.
+
+        Raises: NotFound, Collected, InvalidArgument.
+        """
+        self._check(write=True)
+        if type(name) is not str or not 0 < len(name.encode(errors="replace")) <= 400 or not name.isprintable():
+            raise InvalidArgument("name", "a pin's name is printable text of 1 to 400 bytes")
+        self._backend.pin(name, _id(id).digest, self._now())
+        self._backend.sync()
+
+    def unpin(self, name: str) -> None:
+        """Raises: PinNotFound."""
+        self._check(write=True)
+        if not self._backend.unpin(name):
+            raise PinNotFound(name)
+        self._backend.sync()
+
+    def pins(self) -> dict[str, ArtifactId]:
+        """Names and what they hold."""
+        self._check()
+        return {name: ArtifactId(digest) for name, digest in self._backend.pins().items()}
+
+    def lease(self, ttl: float) -> Lease:
+        """A new lease that expires `ttl` seconds from now."""
+        self._check(write=True)
+        if not ttl > 0:
+            raise InvalidArgument("ttl", "must be a number of seconds above 0")
+        return Lease(self, self._backend, ttl, self._clock)
+
+    # -- for the journal
+
+    def sync(self) -> int:
+        """A barrier: all commits up to the returned number, of whichever process, are on disk."""
+        self._check()
+        return self._backend.sync()
+
+    def touched(self, ids: Sequence[ArtifactId]) -> list[int | None]:
+        """The commit that last touched each artifact, None for what is not visible, all from one snapshot that
+        begins now."""
+        self._check()
+        return [row.touched if row else None for row in self._backend.rows([_id(found).digest for found in ids])]
+
+    # -- look after
+
+    def gc(
+        self, roots: RootSource, *, dry_run: bool = False, keep_completed: Duration = KEEP_COMPLETED_S,
+        grace: Duration = GRACE_S, force: bool = False,
+    ) -> GcReport:  # fmt: skip
+        """Remove what nothing needs: not a live run of `roots` (or one completed less than `keep_completed` ago),
+        no pin, no unexpired lease, and not touched within `grace`. Durations in seconds or timedelta.
+
+        Safe beside writers and killed at any point. Raises: GcRefused (nothing removed), Busy, StoreFull.
+        """
+        self._check(write=not dry_run)
+        source = collecting.check_source(roots, self.uuid)
+        collector = collecting.Collector(
+            self._backend, source, now_s=self._now(), grace_s=_seconds(grace, "grace"),
+            keep_completed_s=_seconds(keep_completed, "keep_completed"),
+        )  # fmt: skip
+        if dry_run:
+            return collector.preview()
+        with collecting.collector_lock(self.home):
+            report = collector.run(plausible=(lambda *_: None) if force else collecting.refuse_implausible)
+        self._backend.sync()
+        return report
+
+    def why(self, id: ArtifactId, roots: RootSource | None) -> Why:
+        """Why an artifact is there, or gone."""
+        self._check()
+        return inspection.why(self._backend, _id(id).digest, roots)
+
+    def verify(self, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+        """Read and check everything. Damage is reported as findings, not raised."""
+        self._check()
+        return inspection.verify(self._backend, self._reader, progress)
+
+    def stats(self) -> StoreStats:
+        """Sizes and counts."""
+        self._check()
+        leases = {name for name, _, _ in self._backend.leased()}
+        return inspection.stats(self._backend, gone=self._backend.gone_count(), leases=len(leases))
+
+    # -- life
+
+    def close(self) -> None:
+        """Give the handle back. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            if self._pid == os.getpid():
+                self._on_close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Store is not picklable: pass its home, and open it there")
+
+    def _now(self) -> int:
+        return max(int(self._clock()), 0)
+
+    def _check(self, *, write: bool = False) -> None:
+        if self._pid != os.getpid():
+            raise ForkedHandle(self._name, self._pid)
+        if self._closed:
+            raise ClosedHandle(self._name)
+        if write and self.read_only:
+            raise ReadOnly(self._name)
+
+
+_handles_lock = threading.Lock()
+_handles: dict[Path, list[tuple[bool, int | None]]] = {}  # homes open in this process: their users' options
+
+
+def open_store(
+    home: str | os.PathLike[str], *, create: bool = True, read_only: bool = False, quota: int | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Store:  # fmt: skip
+    """Open the store at `home`, or make one there. `quota` bounds stored bytes.
+
+    Opened again in one process the handles share the environment; other options than the first raise AlreadyOpen.
+    Raises: NotAStore, InvalidHome, UnsupportedFormat, UnsupportedFilesystem, DamagedStore, AlreadyOpen.
+    """
+    if quota is not None and (type(quota) is not int or quota < 0):
+        raise InvalidArgument("quota", "must be a number of bytes")
+    opened = open_home(home, create=create, read_only=read_only)
+    key = Path(os.path.realpath(opened.path))
+    with _handles_lock:
+        users = _handles.setdefault(key, [])
+        if users and users[0] != (read_only, quota):
+            raise AlreadyOpen(str(opened.path), "with another quota or mode")
+        fresh = opened.created or not any(opened.path.glob("store/*/data.mdb"))
+        tables = LmdbTables(opened.store_path, TABLES, create=not read_only and fresh, read_only=read_only)
+        try:
+            backend = TableBackend(tables, read_only=read_only)
+            if backend.bind(opened.uuid) != opened.uuid:
+                raise DamagedStore(str(opened.path), "FORMAT and the data file name different stores")
+        except BaseException:
+            tables.close()
+            raise
+        users.append((read_only, quota))
+
+    def on_close() -> None:
+        with _handles_lock:
+            with suppress(ValueError):
+                users.remove((read_only, quota))
+            tables.close()
+
+    return Store(backend, opened, read_only=read_only, quota=quota, clock=clock, on_close=on_close)
+
+
+def _forget_handles() -> None:
+    global _handles_lock
+    _handles_lock = threading.Lock()
+    _handles.clear()
+
+
+os.register_at_fork(after_in_child=_forget_handles)
+
+
+def _plain(data: object) -> bytes:
+    if type(data) is bytes:
+        return data
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return bytes(data)
+    raise InvalidArgument("data", f"must be bytes, not {type(data).__name__}")
+
+
+def _id(value: object) -> ArtifactId:
+    if isinstance(value, ArtifactId):
+        return value
+    raise InvalidId(value, f"an ArtifactId is wanted, not {type(value).__name__}; ArtifactId.parse makes one of text")
+
+
+def _optional_id(value: ArtifactId | None, name: str) -> ArtifactId | None:
+    if value is None or isinstance(value, ArtifactId):
+        return value
+    raise InvalidId(value, f"{name} must be an ArtifactId")
+
+
+def _item(item: bytes | tuple[bytes, str] | PutItem) -> PutItem:
+    if isinstance(item, PutItem):
+        return PutItem(data=_plain(item.data), kind=check_kind(item.kind), base=_optional_id(item.base, "base"))
+    if isinstance(item, tuple):
+        data, kind = item
+        return PutItem(data=_plain(data), kind=check_kind(kind))
+    return PutItem(data=_plain(item))
+
+
+def _seconds(duration: Duration, name: str) -> int:
+    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1 << 40:
+        raise InvalidArgument(name, "must be seconds (0 or more) or a timedelta")
+    return int(seconds)
