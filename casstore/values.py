@@ -1,0 +1,180 @@
+"""Structured values as DAG-CBOR (the public IPLD specification), in which an ArtifactId is a link.
+
+Two encoders that make identical bytes: libipld (fast) behind a guard, and cbor2 on a normalised copy (the
+reference). libipld writes bytes that look like a CID as a link, so whenever its output could hold a link, or it
+refuses, the reference decides.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import cbor2
+import libipld
+
+from casstore.errors import InvalidValue
+from casstore.ids import ArtifactId
+
+MAX_DEPTH: Final = 128  # containers inside containers; well below where cbor2 overflows a thread's stack
+_INT_MIN, _INT_MAX = -(1 << 64), (1 << 64) - 1
+_LINK_TAG: Final = 42
+_LINK_MARK: Final = b"\xd8\x2a"
+_CID_PREFIX: Final = b"\x00\x01\x55\x1e\x20"  # multibase identity, CIDv1, raw, blake3, 32 bytes
+
+
+def encode(value: object) -> tuple[bytes, tuple[ArtifactId, ...]]:
+    """The canonical bytes of a value and its distinct links in order.
+
+    Profile: None, bool, int in [-2^64, 2^64), finite float, str, bytes, list, dict with str keys, ArtifactId; a
+    tuple is stored as a list, a bytearray as bytes, -0.0 as 0.0. Raises: InvalidValue with the path.
+    """
+    try:
+        data = libipld.encode_dag_cbor(value)
+    except Exception:
+        return encode_reference(value)
+    if _LINK_MARK in data or _may_be_deep(data):
+        return encode_reference(value)
+    return data, ()
+
+
+def encode_reference(value: object) -> tuple[bytes, tuple[ArtifactId, ...]]:
+    """As `encode`, by cbor2 on a normalised copy: slower, and the judge of what is allowed."""
+    links: dict[ArtifactId, None] = {}
+    normal = _normal(value, "$", 0, links)
+    return cbor2.dumps(normal), tuple(links)
+
+
+def decode(data: bytes) -> Any:
+    """A fresh value; links are ArtifactIds. Only canonical bytes are accepted: decode then encode gives the same.
+
+    Raises: InvalidValue.
+    """
+    if type(data) is not bytes:
+        raise InvalidValue("$", f"bytes are wanted, not {type(data).__name__}")
+    if _LINK_MARK not in data:
+        try:
+            value = libipld.decode_dag_cbor(data)
+        except Exception as error:
+            raise InvalidValue("$", f"not DAG-CBOR: {error}") from error
+    else:
+        value = _decode_with_links(data)
+    again, _ = encode(value)
+    if again != data:
+        raise InvalidValue("$", "not the canonical form of its value")
+    return value
+
+
+def links(data: bytes) -> tuple[ArtifactId, ...]:
+    """The distinct links of canonical bytes, in order. Raises: InvalidValue."""
+    return encode(decode(data))[1] if _LINK_MARK in data else ()
+
+
+def _may_be_deep(data: bytes) -> bool:
+    """Whether the bytes could nest deeper than allowed: only a document with enough container heads can, and
+    each level costs a byte, so short or flat documents never ask the reference."""
+    if len(data) <= MAX_DEPTH:
+        return False
+    # A cheap bound first: the walk below costs a decode, and nearly every context is shallow.
+    depth = _depth(libipld.decode_dag_cbor(data))
+    return depth > MAX_DEPTH
+
+
+def _depth(value: object) -> int:
+    """Containers inside containers, level by level: no recursion, whatever the input."""
+    depth, level = 0, [value]
+    while level:
+        below: list[object] = []
+        for item in level:
+            if type(item) is list:
+                below += item
+            elif type(item) is dict:
+                below += item.values()
+        depth += 1
+        level = [item for item in below if type(item) is list or type(item) is dict]
+    return depth
+
+
+def _normal(value: object, path: str, depth: int, links: dict[ArtifactId, None]) -> Any:
+    kind = type(value)
+    if value is None or kind is bool or kind is bytes:
+        return value
+    if kind is str:
+        return _text(value, path)  # type: ignore[arg-type]
+    if kind is int:
+        if not _INT_MIN <= value <= _INT_MAX:  # type: ignore[operator]
+            raise InvalidValue(path, "an integer outside of [-2^64, 2^64)")
+        return value
+    if kind is float:
+        if not math.isfinite(value):  # type: ignore[arg-type]
+            raise InvalidValue(path, "NaN" if math.isnan(value) else "an infinity")  # type: ignore[arg-type]
+        return value or 0.0
+    if kind is ArtifactId:
+        links[value] = None  # type: ignore[index]
+        return cbor2.CBORTag(_LINK_TAG, _CID_PREFIX + value.digest)  # type: ignore[attr-defined]
+    if kind is bytearray:
+        return bytes(value)  # type: ignore[call-overload]
+    if kind is list or kind is tuple:
+        _check_depth(path, depth)
+        items: Any = value
+        return [_normal(item, f"{path}[{place}]", depth + 1, links) for place, item in enumerate(items)]
+    if kind is dict:
+        _check_depth(path, depth)
+        mapping: Any = value
+        return _normal_map(mapping, path, depth, links)
+    raise InvalidValue(path, f"{kind.__module__}.{kind.__qualname__} is no plain value")
+
+
+def _normal_map(mapping: dict[Any, Any], path: str, depth: int, links: dict[ArtifactId, None]) -> dict[str, Any]:
+    keys = []
+    for key in mapping:
+        if type(key) is not str:
+            raise InvalidValue(path, f"the key {key!r:.80} is {type(key).__name__}, not str")
+        _text(key, path)
+        keys.append((len(key.encode()), key.encode(), key))
+    keys.sort()
+    return {key: _normal(mapping[key], _below(path, key), depth + 1, links) for _, _, key in keys}
+
+
+def _below(path: str, key: str) -> str:
+    return f"{path}.{key}" if key.isidentifier() else f'{path}["{key}"]'
+
+
+def _text(text: str, path: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidValue(path, "text with a lone surrogate, which no UTF-8 has") from error
+    return text
+
+
+def _check_depth(path: str, depth: int) -> None:
+    if depth >= MAX_DEPTH:
+        raise InvalidValue(path[:200], f"nested deeper than {MAX_DEPTH}, or a cycle")
+
+
+def _refuse_tag(*_: Any, **__: Any) -> Any:
+    raise ValueError("a tag other than 42")
+
+
+_NO_TAGS: Final = dict.fromkeys(
+    (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag
+)
+
+
+def _link(tag: cbor2.CBORTag, immutable: bool = False) -> ArtifactId:
+    if tag.tag != _LINK_TAG or type(tag.value) is not bytes or not tag.value.startswith(_CID_PREFIX):
+        raise ValueError("a tag that is no link to an artifact")
+    return ArtifactId(tag.value[len(_CID_PREFIX) :])
+
+
+def _decode_with_links(data: bytes) -> Any:
+    try:
+        return cbor2.loads(
+            data, tag_hook=_link, semantic_decoders=_NO_TAGS, allow_duplicate_keys=False, allow_indefinite=False,
+            max_depth=MAX_DEPTH + 2,
+        )  # fmt: skip
+    except InvalidValue:
+        raise
+    except Exception as error:
+        raise InvalidValue("$", f"not DAG-CBOR: {error}") from error
