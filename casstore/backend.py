@@ -87,8 +87,8 @@ class PutResult(NamedTuple):
     commit: int
 
 
-class BaseGone(Exception):
-    """A delta's base is not visible any more: encode whole and put again."""
+class EncodeAgain(Exception):
+    """A delta's base, or the copy that an earlier look saw, is gone: encode whole and put again."""
 
     def __init__(self, digests: tuple[bytes, ...]) -> None:
         super().__init__(digests)

@@ -85,7 +85,7 @@ class NotFound(StoreError, LookupError):
     """No artifact of this id, and none was ever collected under it."""
 
     code = "not_found"
-    names = ("id",)
+    names: ClassVar[tuple[str, ...]] = ("id",)
     template = "no artifact {id}"
 
 

@@ -128,7 +128,9 @@ def _all_roots(backend: BlobBackend, roots: RootSource | None) -> Iterator[tuple
             yield f"run {root.run}, seq {root.seq}, {root.field}", root.id.digest
 
 
-def _next_level(backend: BlobBackend, parents: dict[bytes, tuple[bytes | None, str]], level: list[bytes]) -> list[bytes]:
+def _next_level(
+    backend: BlobBackend, parents: dict[bytes, tuple[bytes | None, str]], level: list[bytes]
+) -> list[bytes]:
     following: list[bytes] = []
     for parent, edges in zip(level, backend.edges(level), strict=True):
         for link in edges.links if edges else ():

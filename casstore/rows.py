@@ -99,7 +99,8 @@ class DaRow(NamedTuple):
     def unpack(cls, data: bytes) -> DaRow:
         if len(data) < _DA.size:
             raise DamagedStore("table da1", f"a row of {len(data)} bytes instead of {_DA.size} or more")
-        return cls(*_DA.unpack_from(data), data[_DA.size :])
+        digest, raw_len, stored_len, codec, base, chain, dictionary = _DA.unpack_from(data)
+        return cls(digest, raw_len, stored_len, codec, base, chain, dictionary, data[_DA.size :])
 
 
 class GoneRow(NamedTuple):

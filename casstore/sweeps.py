@@ -197,7 +197,7 @@ def purge(t: WriteTransaction, pieces_max: int) -> bool:
     """Remove up to `pieces_max` pieces that no row reaches. Whether there may be more."""
     state, left = begin(t), pieces_max
     for key, _ in list(t.scan(PURGE)):
-        pieces = []
+        pieces: list[bytes] = []
         for piece, _ in t.scan(D, key):
             if piece[:8] != key or len(pieces) >= left:
                 break

@@ -1,0 +1,171 @@
+"""How bytes are kept: raw, zstd, or a delta against a base. Pure; nothing else knows how bytes shrink."""
+
+from __future__ import annotations
+
+import enum
+import threading
+from typing import Any, Final, NamedTuple
+
+import zstandard
+
+from casstore import segments
+from casstore.rows import PIECE_SIZE
+
+LEVEL: Final = 3
+DELTA_RAW_MAX: Final = 16 << 20
+INLINE_MAX: Final = 2030  # bytes of key and value that LMDB keeps inside a leaf page
+_SAVING_MIN: Final = 0.95  # encodings that save less are not worth a decode
+_DELTA_SAVING_MIN: Final = 0.80
+_TAIL: Final = 8192  # of the base, as dictionary for the literals
+_UNKNOWN_SIZE: Final = (1 << 64) - 1
+
+
+class Codec(enum.IntEnum):
+    """Numbers as stored; FORMAT lists them. 4 is kept for trained dictionaries."""
+
+    RAW = 0
+    ZSTD = 1
+    SEGMENTS = 2
+    ZSTD_DELTA = 3
+    FRAMES = 5
+
+
+class Encoded(NamedTuple):
+    """Bytes as they are kept, and how."""
+
+    codec: Codec
+    stored: bytes
+
+
+class DecodeError(ValueError):
+    """Stored bytes do not decode; the store says of which artifact."""
+
+
+class _Thread(threading.local):
+    """Compressors of one thread: shared ones crash the process."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(
+            level=LEVEL, write_content_size=False, write_checksum=False, write_dict_id=False
+        )
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_thread = _Thread()
+
+
+def is_delta(codec: int) -> bool:
+    return codec in (Codec.SEGMENTS, Codec.ZSTD_DELTA)
+
+
+def pages(size: int) -> int:
+    """Bytes on disk, about: whole pages, and what a small tail takes of a shared one."""
+    full, tail = divmod(size, PIECE_SIZE)
+    return full * 4096 + (tail if tail <= INLINE_MAX else 4096)
+
+
+def encode_whole(data: bytes) -> Encoded:
+    """zstd, or raw where that saves no page or under 5 %."""
+    packed = _thread.compressor.compress(data)
+    if len(packed) < len(data) * _SAVING_MIN and pages(len(packed)) < pages(len(data)):
+        return Encoded(Codec.ZSTD, packed)
+    return Encoded(Codec.RAW, data)
+
+
+def encode(data: bytes, base: bytes | None) -> Encoded:
+    """A delta where there is a base and it saves 20 % or more against the whole; else the whole."""
+    if base is None or not base or not data or len(data) > DELTA_RAW_MAX or len(base) > DELTA_RAW_MAX:
+        return encode_whole(data)
+    delta = _segments(data, base)
+    if delta is not None and len(delta.stored) * 16 < len(data):
+        return delta  # so small that no whole encoding is worth the time
+    whole = encode_whole(data)
+    if delta is None or len(delta.stored) > len(whole.stored) * _DELTA_SAVING_MIN:
+        other = Encoded(Codec.ZSTD_DELTA, _zstd_delta(data, base))
+        if delta is None or len(other.stored) < len(delta.stored):
+            delta = other
+    return delta if len(delta.stored) <= len(whole.stored) * _DELTA_SAVING_MIN else whole
+
+
+def decode(codec: int, stored: bytes, raw_len: int, base: bytes | None) -> bytes:
+    """The raw bytes, `raw_len` of them; no more than that is ever allocated. Raises: DecodeError."""
+    try:
+        if codec == Codec.RAW:
+            data = stored
+        elif codec == Codec.ZSTD:
+            data = _decompress(_thread.decompressor, stored, raw_len)
+        elif codec == Codec.SEGMENTS:
+            data = _apply(stored, raw_len, _needed(base))
+        elif codec == Codec.ZSTD_DELTA:
+            data = _decompress(_with_dictionary(_needed(base)), stored, raw_len)
+        else:
+            raise DecodeError(f"unknown encoding {codec}")
+    except DecodeError:
+        raise
+    except (zstandard.ZstdError, ValueError, MemoryError) as error:
+        raise DecodeError(str(error)) from error
+    if len(data) != raw_len:
+        raise DecodeError(f"{len(data)} bytes instead of {raw_len}")
+    return data
+
+
+def _needed(base: bytes | None) -> bytes:
+    if base is None:
+        raise DecodeError("its base is missing")
+    return base
+
+
+def _decompress(decompressor: Any, stored: bytes, raw_len: int) -> bytes:
+    # A frame that states its own size is decoded to that size whatever the limit says, so it is compared first.
+    if zstandard.get_frame_parameters(stored).content_size not in (raw_len, _UNKNOWN_SIZE):
+        raise DecodeError("the frame states another length")
+    if not raw_len:
+        raise DecodeError("a frame for no bytes")
+    data: bytes = decompressor.decompress(stored, max_output_size=raw_len, allow_extra_data=False)
+    return data
+
+
+def _raw_dictionary(data: bytes) -> Any:
+    # RAWCONTENT always: AUTO would take a base that begins like a trained dictionary for one.
+    return zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+def _with_dictionary(data: bytes) -> Any:
+    return zstandard.ZstdDecompressor(dict_data=_raw_dictionary(data))
+
+
+def _segments(data: bytes, base: bytes) -> Encoded | None:
+    found = segments.diff(data, base)
+    if found is None:
+        return None
+    ops, literal = found
+    packed = b""
+    if literal:
+        packed = zstandard.ZstdCompressor(
+            level=LEVEL, dict_data=_raw_dictionary(base[-_TAIL:]), write_content_size=False,
+            write_checksum=False, write_dict_id=False,
+        ).compress(literal)  # fmt: skip
+    return Encoded(Codec.SEGMENTS, segments.pack(ops) + packed)
+
+
+def _apply(stored: bytes, raw_len: int, base: bytes) -> bytes:
+    ops, at = segments.unpack(stored)
+    size = segments.literal_size(ops)
+    if size > raw_len:
+        raise DecodeError("more literal bytes than the artifact has")
+    literal = _decompress(_with_dictionary(base[-_TAIL:]), stored[at:], size) if size else b""
+    if not size and at != len(stored):
+        raise DecodeError("bytes after the last run")
+    return segments.apply(ops, literal, base, raw_len)
+
+
+def _zstd_delta(data: bytes, base: bytes) -> bytes:
+    # Tables that are too small fail silently: a valid frame that is nearly a full copy.
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        LEVEL, write_dict_id=False, write_content_size=False, write_checksum=False,
+        window_log=max(10, (len(base) + len(data)).bit_length()), hash_log=max(17, len(base).bit_length() - 2),
+    )  # fmt: skip
+    packed: bytes = zstandard.ZstdCompressor(
+        dict_data=_raw_dictionary(base), compression_params=parameters
+    ).compress(data)
+    return packed
