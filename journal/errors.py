@@ -305,6 +305,7 @@ class UnknownEventVersion(InvalidStream):
         vars(self)["code"] = self.rule = "unknown_event_version"
         self.detail = f"record version {fields[0] if fields else '?'}"
 
+
 # -- raised by handlers -------------------------------------------------------------------------------
 
 
