@@ -269,20 +269,20 @@ def to_fields(event: Event) -> tuple[int, list[Any]]:
 
 def from_fields(kind: object, fields: Sequence[Any]) -> Event:
     """The inverse of `to_fields`, checked like any event that is made. Raises: InvalidEvent leaves."""
-    if type(kind) is not int or kind not in _FIELD_COUNTS:
+    if type(kind) is not int or kind not in FIELD_COUNTS:
         raise InvalidField("kind", f"{kind!r:.40} is no kind of event")
-    if len(fields) != _FIELD_COUNTS[kind]:
-        raise InvalidField("fields", f"{len(fields)} of them; kind {kind} has {_FIELD_COUNTS[kind]}")
+    if len(fields) != FIELD_COUNTS[kind]:
+        raise InvalidField("fields", f"{len(fields)} of them; kind {kind} has {FIELD_COUNTS[kind]}")
     if kind == RUN_STARTED:
         op_id, manifest, initial = fields
-        return RunStarted(op_id=op_id, manifest_id=_id("manifest_id", manifest),
-                          initial_snapshot_id=_id("initial_snapshot_id", initial))  # fmt: skip
+        return RunStarted(op_id=op_id, manifest_id=check_digest("manifest_id", manifest),
+                          initial_snapshot_id=check_digest("initial_snapshot_id", initial))  # fmt: skip
     if kind == STATE_ENTERED:
         state, attempt, base = fields
-        return StateEntered(state_id=state, attempt=attempt, base_snapshot_id=_id("base_snapshot_id", base))
+        return StateEntered(state_id=state, attempt=attempt, base_snapshot_id=check_digest("base_snapshot_id", base))
     if kind == STATE_COMPLETED:
         state, snapshot = fields
-        return StateCompleted(state_id=state, context_snapshot_id=_id("context_snapshot_id", snapshot))
+        return StateCompleted(state_id=state, context_snapshot_id=check_digest("context_snapshot_id", snapshot))
     if kind == STATE_FAILED:
         return _failed_from(fields)
     if kind == RUN_COMPLETED:
@@ -298,7 +298,7 @@ def from_fields(kind: object, fields: Sequence[Any]) -> Event:
     return event
 
 
-_FIELD_COUNTS: Final = {
+FIELD_COUNTS: Final = {
     RUN_STARTED: 3,
     STATE_ENTERED: 3,
     STATE_COMPLETED: 2,
@@ -328,14 +328,15 @@ def _digest(value: ArtifactId | None) -> bytes | None:
     return None if value is None else value.digest
 
 
-def _id(name: str, value: object) -> ArtifactId:
+def check_digest(name: str, value: object) -> ArtifactId:
+    """The id of a plain string of 32 bytes. Raises: InvalidField."""
     if type(value) is not bytes or len(value) != 32:
         raise InvalidField(name, "32 bytes are wanted")
     return ArtifactId(value)
 
 
 def _maybe_id(name: str, value: object) -> ArtifactId | None:
-    return None if value is None else _id(name, value)
+    return None if value is None else check_digest(name, value)
 
 
 def to_json(item: Event | RecordedEvent) -> dict[str, Any]:
