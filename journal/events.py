@@ -35,6 +35,15 @@ from journal.ids import (
     parse_run_id,
 )
 
+__all__ = [
+    "DOMAIN", "EVENT_TYPES", "FIELD_COUNTS", "RUN_COMPLETED", "RUN_STARTED", "STATE_COMPLETED", "STATE_ENTERED",
+    "STATE_FAILED", "DomainEvent", "ErrorCategory", "ErrorInfo", "Event", "Link", "RecordedEvent", "RunCompleted",
+    "RunStarted", "RunStatus", "StateCompleted", "StateEntered", "StateError", "StateFailed", "artifact_written",
+    "check_digest", "check_event", "check_op_id", "check_state_id", "child_run_completed", "child_run_spawned",
+    "fact_recorded", "forked_from", "from_fields", "from_json", "links", "op_boundary", "parse_run_id", "run_ended",
+    "run_policy", "to_fields", "to_json",
+]  # fmt: skip
+
 _put: Final = object.__setattr__
 
 
