@@ -12,9 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import casstore.errors
 from casstore.ids import ArtifactId
 from journal import domain, event_json, events
-from journal.errors import InvalidEvent, InvalidField, InvalidOpId, InvalidRunId, InvalidStateId
+from journal.errors import (
+    InvalidEvent,
+    InvalidField,
+    InvalidOpId,
+    InvalidRunId,
+    InvalidStateId,
+    JournalError,
+    MissingArtifact,
+)
 from journal.events import (
     DomainEvent,
     ErrorCategory,
@@ -298,3 +307,28 @@ def test_compact_fields_that_are_no_event_are_refused(kind: Any, fields: list[An
     """What was not made by `to_fields` is not guessed at."""
     with pytest.raises(InvalidEvent):
         events.from_fields(kind, fields)
+
+
+def every_error(base: type[BaseException]) -> list[type[Any]]:
+    """A class and all below it."""
+    return [base, *(leaf for below in base.__subclasses__() for leaf in every_error(below))]
+
+
+def test_every_error_pickles_with_its_facts() -> None:
+    """Fields, code, message and class survive; each class has a code of its own."""
+    kinds = [kind for kind in every_error(JournalError) if kind.__module__ == "journal.errors"]
+    for kind in kinds:
+        error = kind(*range(len(kind.names)))
+        copy = pickle.loads(pickle.dumps(error))
+        assert type(copy) is kind
+        assert (copy.fields, copy.code, str(copy)) == (error.fields, error.code, str(error))
+    assert len({kind.code for kind in kinds}) == len(set(kinds))
+
+
+def test_a_missing_artifact_is_an_error_of_both_packages() -> None:
+    """Callers of either package catch it as theirs."""
+    error = MissingArtifact(A, "manifest_id")
+    assert isinstance(error, JournalError)
+    assert isinstance(error, casstore.errors.MissingArtifact)
+    assert error.fields == {"id": A, "field": "manifest_id"}
+    assert "manifest_id" in str(error)
