@@ -6,9 +6,15 @@ Each has a stable `code`, its facts as attributes (also `.fields`), and a `hint`
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import casstore.errors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from uuid import UUID
+
+    from casstore.ids import ArtifactId
 
 
 class JournalError(Exception):
@@ -44,17 +50,22 @@ class InvalidArgument(JournalError, ValueError):
     code = "invalid_argument"
     names = ("argument", "reason")
     template = "{argument}: {reason}"
+    argument: str
+    reason: str
 
 
 class InvalidEvent(JournalError, ValueError):
     """An event that would make its stream illegal. The whole append was refused; nothing was written.
 
-    `rule` (the same word as `code`) names the rule broken; the words are listed in `journal.envelopes`.
+    `rule` (the same word as `code`) names the rule broken; the words are listed in `journal.views`.
     """
 
     code = "invalid_event"
     names: ClassVar[tuple[str, ...]] = ("rule", "run_id", "seq", "detail")
     template = "event {seq} of run {run_id} breaks {rule}: {detail}"
+    run_id: UUID | None
+    seq: int | None
+    detail: str
     rule: str
 
     def __init__(self, *fields: Any) -> None:
@@ -71,6 +82,8 @@ class InvalidField(InvalidEvent):
     code = "invalid_field"
     names = ("field", "reason")
     template = "{field}: {reason}"
+    field: str
+    reason: str
 
 
 class InvalidRunId(InvalidField):
@@ -80,6 +93,8 @@ class InvalidRunId(InvalidField):
     hint = "A run id is a UUID, or its text of 36 lowercase characters."
     names = ("value", "reason")
     template = "not a run id: {value!r:.100} ({reason})"
+    value: object
+    reason: str
 
 
 class InvalidStateId(InvalidField):
@@ -89,6 +104,8 @@ class InvalidStateId(InvalidField):
     hint = "A state id is three segments joined by dots, each like [a-z][a-z0-9_]{0,62}."
     names = ("value", "reason")
     template = "not a state id: {value!r:.100} ({reason})"
+    value: object
+    reason: str
 
 
 class InvalidOpId(InvalidField):
@@ -98,6 +115,8 @@ class InvalidOpId(InvalidField):
     hint = "An operation id is one segment, like [a-z][a-z0-9_]{0,62}."
     names = ("value", "reason")
     template = "not an operation id: {value!r:.100} ({reason})"
+    value: object
+    reason: str
 
 
 class EventTooLarge(JournalError, ValueError):
@@ -107,6 +126,8 @@ class EventTooLarge(JournalError, ValueError):
     hint = "Put the payload into an artifact and name it as payload_ref."
     names = ("size_bytes", "limit_bytes")
     template = "the event takes {size_bytes} bytes, at most {limit_bytes} are allowed"
+    size_bytes: int
+    limit_bytes: int
 
 
 class MissingArtifact(JournalError, casstore.errors.MissingArtifact):
@@ -116,6 +137,8 @@ class MissingArtifact(JournalError, casstore.errors.MissingArtifact):
     hint = "Put the named artifact first, then append the event."
     names = ("id", "field")
     template = "artifact {id}, named by {field}, is not in the store"
+    id: ArtifactId
+    field: str
 
 
 class InvalidPlan(JournalError, ValueError):
@@ -124,6 +147,7 @@ class InvalidPlan(JournalError, ValueError):
     code = "invalid_plan"
     names = ("reason",)
     template = "invalid plan: {reason}"
+    reason: str
 
 
 class StateNotInPlan(JournalError):
@@ -133,6 +157,8 @@ class StateNotInPlan(JournalError):
     hint = "Resume with that state in the plan, fork the run, or cancel it."
     names = ("state_id", "plan")
     template = "state {state_id} stands in the stream but not in the plan {plan}"
+    state_id: str
+    plan: tuple[str, ...]
 
 
 class FactConflict(JournalError):
@@ -142,6 +168,10 @@ class FactConflict(JournalError):
     hint = "A fact has one payload for the life of its run: use the recorded one, or another key."
     names = ("run_id", "key", "recorded", "offered")
     template = "fact {key!r} of run {run_id} is {recorded}, not {offered}"
+    run_id: UUID
+    key: str
+    recorded: ArtifactId
+    offered: ArtifactId
 
 
 class NoPlan(JournalError):
@@ -151,6 +181,7 @@ class NoPlan(JournalError):
     hint = "Enter a state or complete the run."
     names = ("run_id",)
     template = "run {run_id} has no plan"
+    run_id: UUID
 
 
 class StatesRemain(JournalError):
@@ -160,6 +191,8 @@ class StatesRemain(JournalError):
     hint = "Complete them, resume with a shorter plan, or fail the run."
     names = ("run_id", "states")
     template = "run {run_id} still has to complete {states}"
+    run_id: UUID
+    states: tuple[str, ...]
 
 
 class AttemptOpen(JournalError):
@@ -169,6 +202,9 @@ class AttemptOpen(JournalError):
     hint = "Close the attempt, or call run.abandon()."
     names = ("run_id", "state_id", "attempt")
     template = "attempt {attempt} of {state_id} is open in run {run_id}"
+    run_id: UUID
+    state_id: str
+    attempt: int
 
 
 class AttemptNotCompleted(JournalError):
@@ -178,6 +214,9 @@ class AttemptNotCompleted(JournalError):
     hint = "Call attempt.complete(context) before the block ends."
     names = ("run_id", "state_id", "attempt")
     template = "attempt {attempt} of {state_id} in run {run_id} was left without complete()"
+    run_id: UUID
+    state_id: str
+    attempt: int
 
 
 # -- it is not there ----------------------------------------------------------------------------------
@@ -189,6 +228,7 @@ class RunNotFound(JournalError, LookupError):
     code = "run_not_found"
     names = ("run_id",)
     template = "no run {run_id}"
+    run_id: UUID
 
 
 class AmbiguousRun(JournalError, LookupError):
@@ -198,6 +238,8 @@ class AmbiguousRun(JournalError, LookupError):
     hint = "Give more digits."
     names = ("prefix", "matches")
     template = "prefix {prefix!r} fits several runs: {matches}"
+    prefix: str
+    matches: tuple[str, ...]
 
 
 # -- somebody else was there first --------------------------------------------------------------------
@@ -210,6 +252,9 @@ class Conflict(JournalError):
     hint = "Read the stream again and decide anew."
     names = ("run_id", "expected_seq", "head")
     template = "run {run_id} is at {head}, not at {expected_seq}, or holds other events there"
+    run_id: UUID
+    expected_seq: int
+    head: int
 
 
 class RunExists(Conflict):
@@ -227,6 +272,9 @@ class Claimed(JournalError):
     hint = "Wait until it expires, or steal it if the owner is known to be gone."
     names = ("run_id", "owner", "until_ms")
     template = "run {run_id} is claimed by {owner} until unix time {until_ms} ms"
+    run_id: UUID
+    owner: str
+    until_ms: int
 
 
 class Fenced(JournalError):
@@ -236,6 +284,9 @@ class Fenced(JournalError):
     hint = "The run has another owner; stop working on it."
     names = ("run_id", "epoch", "current_epoch")
     template = "run {run_id} is at epoch {current_epoch}, not {epoch}"
+    run_id: UUID
+    epoch: int | None
+    current_epoch: int
 
 
 class AttemptLost(JournalError):
@@ -245,6 +296,9 @@ class AttemptLost(JournalError):
     hint = "Resume the run to see what became of it."
     names = ("run_id", "state_id", "attempt")
     template = "attempt {attempt} of {state_id} in run {run_id} is lost"
+    run_id: UUID
+    state_id: str
+    attempt: int
 
 
 # -- reopen -------------------------------------------------------------------------------------------
@@ -257,6 +311,8 @@ class OutcomeUnknown(JournalError):
     hint = "Reopen and append again with the same token: it is found if it is there."
     names = ("what", "reason")
     template = "the outcome of {what} is not known: {reason}"
+    what: str
+    reason: str
 
 
 class JournalClosed(JournalError):
@@ -265,6 +321,7 @@ class JournalClosed(JournalError):
     code = "journal_closed"
     names = ("path",)
     template = "the journal {path} is closed"
+    path: Path
 
 
 # -- restore ------------------------------------------------------------------------------------------
@@ -273,7 +330,7 @@ class JournalClosed(JournalError):
 class InvalidStream(JournalError):
     """Stored events that break a rule or do not decode: another program, or damage. Never repaired by guess.
 
-    `rule` (the same word as `code`) names the rule broken; the words are listed in `journal.envelopes`, and
+    `rule` (the same word as `code`) names the rule broken; the words are listed in `journal.views`, and
     `bad_record` is a record that does not decode. `run_id` and `seq` are None where they could not be learned.
     """
 
@@ -281,6 +338,9 @@ class InvalidStream(JournalError):
     hint = "Look with `casstore verify`; restore from a backup if the run matters."
     names: ClassVar[tuple[str, ...]] = ("rule", "run_id", "seq", "detail")
     template = "event {seq} of run {run_id} breaks {rule}: {detail}"
+    run_id: UUID | None
+    seq: int | None
+    detail: str
     rule: str
 
     def __init__(self, *fields: Any) -> None:
@@ -299,6 +359,7 @@ class UnknownEventVersion(InvalidStream):
     hint = "Use the version of the program that wrote it, or a newer one."
     names = ("version", "run_id", "seq")
     template = "event {seq} of run {run_id} has record version {version}, which this program does not know"
+    version: int
 
     def __init__(self, *fields: Any) -> None:
         super().__init__(*fields)
