@@ -34,7 +34,7 @@ from journal.events import (
 )
 from journal.failures import ErrorInfo
 from journal.ids import check_text
-from journal.storable import error_info, is_retryable, plain_error_info
+from journal.storable import MESSAGE_LIMIT_BYTES, describe, error_info, is_retryable, plain_error_info, storable_text
 from journal.views import OpenAttempt
 
 if TYPE_CHECKING:
@@ -248,8 +248,8 @@ class Attempt:
         if error is None:
             self._left_without_completing()
         elif isinstance(error, asyncio.CancelledError):
-            message = str(error) or "the task was cancelled"
-            self._fail(error, lambda: ErrorInfo(code="cancelled", retryable=True, message=message[:200]))
+            message = storable_text(describe(error) or "the task was cancelled", MESSAGE_LIMIT_BYTES)
+            self._fail(error, lambda: ErrorInfo(code="cancelled", retryable=True, message=message))
         elif isinstance(error, Exception):
             self._fail(error, lambda: self._info_of(error))
         else:  # as after a crash: whether the handler's work is done is not known

@@ -17,6 +17,7 @@ from journal.errors import NonRetryable
 from journal.failures import ErrorCategory, ErrorInfo, StateError
 
 MESSAGE_LIMIT_BYTES: Final = 1024
+RUN_MESSAGE_LIMIT_BYTES: Final = 640  # in run_ended, which holds a reason and a state besides
 CODE_LIMIT_BYTES: Final = 128
 DETAILS_LIMIT_BYTES: Final = 320
 REPR_LIMIT_BYTES: Final = 256
@@ -123,18 +124,19 @@ def state_error(
     if isinstance(error, ErrorInfo):
         return StateError(info=_fit(error, put=put, present=present))
     if isinstance(error, BaseException):
-        return StateError(info=error_info(error, retryable=False, put=put, present=present))
-    message = storable_text(str(error), MESSAGE_LIMIT_BYTES)
+        info = error_info(error, retryable=False, put=put, present=present)
+        return StateError(info=_fit(info, put=put, present=present))
+    message = storable_text(str(error), RUN_MESSAGE_LIMIT_BYTES)
     return StateError(info=ErrorInfo(code="run_failed", retryable=False, message=message))
 
 
 def _fit(info: ErrorInfo, *, put: PutValue, present: Present) -> ErrorInfo:
     details = info.details
     return ErrorInfo(
-        code=info.code,
+        code=storable_text(info.code, CODE_LIMIT_BYTES),
         category=info.category,
         retryable=info.retryable,
-        message=storable_text(info.message, MESSAGE_LIMIT_BYTES),
+        message=storable_text(info.message, RUN_MESSAGE_LIMIT_BYTES),
         details=None if details is None else storable_details(details, put=put, present=present),
     )
 

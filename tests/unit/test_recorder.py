@@ -9,7 +9,7 @@ import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4, uuid5
 
 import pytest
@@ -291,6 +291,28 @@ def test_errors_are_made_storable(jrn: Any) -> None:
     with pytest.raises(Rude), run.enter(A):
         raise Rude
     assert last_failure(jrn, run).message == "Rude"
+
+
+def test_the_largest_errors_fit(jrn: Any) -> None:
+    """The longest state, code, message and details that can be make records that are not too large."""
+    state_id = ".".join(["s" * 63] * 3)
+
+    class Large(Exception):
+        code = "c" * 128
+        details: ClassVar[Any] = {"d": "x" * 300}
+
+    for end in (None, lambda run: run.fail(Large("\u20ac" * 9000)), lambda run: run.cancel("\u20ac" * 9000),
+                lambda run: run.fail(journal.StateError(state_id=state_id, info=journal.ErrorInfo(
+                    code="\u20ac" * 128, retryable=True, message="\u20ac" * 9000, details="x" * 9000)))):  # fmt: skip
+        run = start(jrn)
+        if end is None:
+            with pytest.raises(Large), run.enter(state_id):
+                raise Large("\u20ac" * 9000)
+            assert last_failure(jrn, run).details == Large.details
+        else:
+            with run.enter(state_id):
+                end(run)
+            assert run.status is not None
 
 
 def test_a_fact_is_fetched_once(jrn: Any) -> None:
