@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 RAW_LEN_MAX: Final = 1 << 44
+LOOK_BYTES: Final = 4 << 20
 
 
 @final
@@ -44,6 +45,17 @@ class Reader:
         """Whether the stored copy gives the right bytes."""
         try:
             self.get(digest)
+        except (Corrupt, NotFound):
+            return False
+        return True
+
+    def has_all_pieces(self, digest: bytes) -> bool:
+        """The cheap look at a large copy: its record and all its pieces are there."""
+        try:
+            head = self.head(digest)
+            for start in range(0, head.stored_len, LOOK_BYTES):
+                if self._backend.load_range(head.data_id, start, min(start + LOOK_BYTES, head.stored_len)) is None:
+                    return False
         except (Corrupt, NotFound):
             return False
         return True

@@ -73,16 +73,17 @@ class Store:
 
     def put(
         self, data: bytes | bytearray | memoryview, *, kind: str = "other", base: ArtifactId | None = None,
-        durable: bool = True,
+        durable: bool = True, verify: bool = False,
     ) -> ArtifactId:  # fmt: skip
         """Store bytes; the id is their BLAKE3. Bytes that are there already cost no second copy; a damaged copy
-        is healed. `base` is a hint: an artifact that these bytes resemble.
+        is healed: up to 1 MiB it is always checked, above that only that all its pieces are there, unless `verify`.
+        `base` is a hint: an artifact that these bytes resemble.
 
         Raises: InvalidArgument, StoreFull, MissingArtifact (the bytes are a value that links to what is not there).
         """
         self._check(write=True)
         item = PutItem(data=_plain(data), kind=check_kind(kind), base=_optional_id(base, "base"))
-        return self._writer.put(item, durable=durable)
+        return self._writer.put(item, durable=durable, verify=verify)
 
     def put_value(
         self, value: object, *, kind: str = "value", base: ArtifactId | None = None, durable: bool = True

@@ -89,10 +89,12 @@ class Writer:
         self._quota, self._path = quota, path
         self._recent = _RecentBytes()
 
-    def put(self, item: PutItem, *, lease: str | None = None, durable: bool = True) -> ArtifactId:
+    def put(
+        self, item: PutItem, *, lease: str | None = None, durable: bool = True, verify: bool = False
+    ) -> ArtifactId:
         """Raises: MissingArtifact (a link is not there), StoreFull, LeaseLost."""
         if len(item.data) > frames.FRAME_SIZE:
-            return self._put_large(item, lease, durable)
+            return self._put_large(item, lease, durable, verify)
         digest = blake3(item.data).digest()
         self._write([self._prepare(item, digest)], [item], lease)
         if item.base is not None or item.kind == "context_snapshot":
@@ -105,7 +107,7 @@ class Writer:
         ids: list[ArtifactId] = []
         for batch in _batches(items):
             if len(batch[0].data) > frames.FRAME_SIZE:
-                ids.append(self._put_large(batch[0], lease, False))
+                ids.append(self._put_large(batch[0], lease, False, False))
                 continue
             digests = [blake3(item.data).digest() for item in batch]
             self._write([self._prepare(*pair) for pair in zip(batch, digests, strict=True)], batch, lease)
@@ -141,16 +143,20 @@ class Writer:
             return NewArtifact(digest, item.kind, len(item.data), links, 0, None, 0)
         if row is not None:
             return _whole(item, digest, links)._replace(heal=True)
+        return self._delta(item, digest, links) or _whole(item, digest, links)
+
+    def _delta(self, item: PutItem, digest: bytes, links: tuple[bytes, ...]) -> NewArtifact | None:
         found = self._base(item)
-        if found is not None:
-            base_digest, base, chain = found
-            encoded = codec.encode(item.data, base)
-            if codec.is_delta(encoded.codec):
-                return NewArtifact(
-                    digest, item.kind, len(item.data), links, encoded.codec, encoded.stored, len(encoded.stored),
-                    base=base_digest, chain=chain,
-                )  # fmt: skip
-        return _whole(item, digest, links)
+        if found is None:
+            return None
+        base_digest, base, chain = found
+        encoded = codec.encode(item.data, base)
+        if not codec.is_delta(encoded.codec):
+            return None
+        size, stored = len(item.data), encoded.stored
+        return NewArtifact(
+            digest, item.kind, size, links, encoded.codec, stored, len(stored), base=base_digest, chain=chain
+        )
 
     def _base(self, item: PutItem) -> tuple[bytes, bytes, int] | None:
         """(digest, bytes, chain of the new artifact) of the base to use: the one on the hint's base walk whose
@@ -194,29 +200,34 @@ class Writer:
             reach("put.after_commit")
             return
 
-    def _put_large(self, item: PutItem, lease: str | None, durable: bool) -> ArtifactId:
-        if item.base is not None and len(item.data) <= DELTA_RAW_MAX:
-            digest = blake3(item.data).digest()
-            prepared = self._prepare(item, digest)
-            if prepared.base is not None or prepared.stored is None:
-                try:
-                    self._write_once(prepared, lease)
-                except (EncodeAgain, UploadLost):
-                    return self._upload(_rest_of(item.data, None), item.kind, prepared.links, lease, None, durable)
-                self._recent.add(digest, item.data)
-                self._flush(durable)
-                return ArtifactId(digest)
+    def _put_large(self, item: PutItem, lease: str | None, durable: bool, verify: bool) -> ArtifactId:
+        """More than one frame: a hit or a delta goes in one transaction, anything else as an upload."""
+        digest = blake3(item.data).digest()
         links = links_of(item.data)
-        done = self._upload(_rest_of(item.data, None), item.kind, links, lease, None, durable)
+        prepared: NewArtifact | None = None
+        if self._backend.rows([digest])[0] is not None:
+            if self._reader.is_sound(digest) if verify else self._reader.has_all_pieces(digest):
+                prepared = NewArtifact(digest, item.kind, len(item.data), links, 0, None, 0)
+        else:
+            prepared = self._delta(item, digest, links)
+        done = prepared is not None and self._try(prepared, lease)
+        if not done:
+            self._upload(_rest_of(item.data, None), item.kind, links, lease, None, False)
         if item.kind == "context_snapshot":
-            self._recent.add(done.digest, item.data)
-        return done
+            self._recent.add(digest, item.data)
+        self._flush(durable)
+        return ArtifactId(digest)
 
-    def _write_once(self, prepared: NewArtifact, lease: str | None) -> None:
+    def _try(self, prepared: NewArtifact, lease: str | None) -> bool:
+        """Put what may turn out to need its bytes whole. Whether it went in."""
         self._check_room(prepared.stored_len)
         reach("put.before_commit")
-        self._backend.put([prepared], int(self._clock()), lease)
+        try:
+            self._backend.put([prepared], int(self._clock()), lease)
+        except EncodeAgain:
+            return False
         reach("put.after_commit")
+        return True
 
     def _upload(
         self,

@@ -1,0 +1,140 @@
+"""Commands that look after a home: init, gc, verify, stats."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.progress import Progress
+
+import casstore
+import journal
+from casstore import GcRefused
+from casstore.cli.options import (
+    EXIT_DAMAGE,
+    Duration,
+    Out,
+    command,
+    has_journal,
+    open_both,
+    open_journal,
+    open_store,
+    shown_size,
+    talk,
+)
+
+
+def register(cli: click.Group) -> None:
+    """Add the commands to the group."""
+
+    @command(cli, "init")
+    def init(home: Path, out: Out) -> None:
+        """Make a store and a journal at HOME; harmless where they are."""
+        existed = (home / "FORMAT").exists()
+        with casstore.open(home) as store, journal.open(home, store=store):
+            document = {"home": str(store.home), "uuid": store.uuid, "created": not existed}
+        word = "already there" if existed else "made"
+        out.document(document, lambda: click.echo(f"{word}: {document['home']} (uuid {document['uuid']})"))
+
+    @command(cli, "gc")
+    @click.option("--dry-run", is_flag=True, help="Only say what would go.")
+    @click.option("--list", "listed", is_flag=True, help="Name each artifact removed.")
+    @click.option(
+        "--keep-completed", type=Duration(), default="14d", show_default=True,
+        help="Keep what runs that ended later than this ago name; 0s keeps live runs only.",
+    )
+    @click.option("--grace", type=Duration(), default="1h", show_default=True, help="Keep what was touched since.")
+    @click.option("--force", is_flag=True, help="Go on where nearly everything would go.")
+    def gc(
+        home: Path, out: Out, dry_run: bool, listed: bool, keep_completed: int, grace: int, force: bool
+    ) -> None:  # fmt: skip
+        """Remove what no live run, pin, lease or recent put needs. Writers may go on meanwhile."""
+        with open_store(home, read_only=dry_run) as store:
+            if not has_journal(home):
+                raise GcRefused("missing_journal", f"{home} has a store but no journal, so nothing says what is live")
+            with open_journal(home, store, read_only=dry_run) as jrn:
+                report = store.gc(jrn, dry_run=dry_run, keep_completed=keep_completed, grace=grace, force=force)
+            file_bytes = store.stats().file_bytes
+        document = {
+            "gc": report.gc, "dry_run": dry_run, "removed": len(report.removed), "raw_bytes": report.raw_bytes,
+            "stored_bytes": report.stored_bytes, "kept_bytes": report.kept_bytes, "live": report.live,
+            "rescued": report.rescued, "file_bytes": file_bytes,
+        }  # fmt: skip
+        if listed:
+            document["ids"] = [str(name) for name, _ in report.removed]
+
+        def text() -> None:
+            verb = "would remove" if dry_run else "removed"
+            click.echo(f"{verb} {len(report.removed)} artifacts ({shown_size(report.raw_bytes)} of data)")
+            click.echo(f"{shown_size(report.stored_bytes)} {'would be' if dry_run else 'are'} free for new artifacts; "
+                       f"the file stays at {shown_size(file_bytes)}")  # fmt: skip
+            if report.kept_bytes:
+                click.echo(f"{shown_size(report.kept_bytes)} of theirs stay: living deltas are made of them")
+            click.echo(f"{report.live} artifacts live")
+            if listed:
+                for name, size in report.removed:
+                    click.echo(f"  {name}  {size:>12}")
+
+        out.document(document, text)
+
+    @command(cli, "verify")
+    @click.pass_context
+    def verify(ctx: click.Context, home: Path, out: Out) -> None:
+        """Read and check everything: hashes, links, deltas, streams. Exit code 3 when damage is found."""
+        findings = []
+        with open_store(home, read_only=True) as store:
+            with Progress(console=talk, transient=True, disable=not talk.is_terminal) as progress:
+                bar = progress.add_task("verify", total=None)
+                report = store.verify(
+                    progress=lambda done, total: progress.update(bar, completed=done, total=total)
+                )  # fmt: skip
+            findings += [
+                {"code": found.code, "id": str(found.id) if found.id else None, "detail": found.detail}
+                for found in report.findings
+            ]
+            if has_journal(home):
+                with open_journal(home, store, read_only=True) as jrn:
+                    findings += [
+                        {"code": found.code, "id": None, "run_id": str(found.run_id), "detail": str(found.detail)}
+                        for found in jrn.verify()
+                    ]
+        document = {"artifacts": report.artifacts, "raw_bytes": report.raw_bytes, "findings": findings}
+
+        def text() -> None:
+            for found in findings:
+                where = found["id"] or found.get("run_id") or "store"
+                click.echo(f"{found['code']}: {where}: {found['detail']}")
+            click.echo(f"{report.artifacts} artifacts, {shown_size(report.raw_bytes)} read; {len(findings)} findings")
+
+        out.document(document, text)
+        if findings:
+            ctx.exit(EXIT_DAMAGE)
+
+    @command(cli, "stats")
+    def stats(home: Path, out: Out) -> None:
+        """Show sizes and counts: data, how it is kept, what the file takes."""
+        if has_journal(home):
+            with open_both(home, read_only=True) as (store, jrn):
+                found, runs, events = store.stats(), sum(1 for _ in jrn.runs()), jrn.position()
+        else:
+            with open_store(home, read_only=True) as store:
+                found, runs, events = store.stats(), 0, 0
+        journal_file = home / "journal" / "data.mdb"
+        journal_bytes = journal_file.stat().st_size if journal_file.exists() else 0
+        document = {**asdict(found), "runs": runs, "events": events, "journal_file_bytes": journal_bytes}
+
+        def text() -> None:
+            click.echo(f"artifacts     {found.artifacts}, {shown_size(found.raw_bytes)} of data")
+            click.echo(f"stored        {shown_size(found.stored_bytes)}"
+                       f" and {shown_size(found.kept_bytes)} kept for deltas")  # fmt: skip
+            click.echo(f"store file    {shown_size(found.file_bytes)}, {found.pages_free} of"
+                       f" {found.pages_free + found.pages_used} pages free")  # fmt: skip
+            click.echo(f"journal file  {shown_size(journal_bytes)}, {runs} runs, {events} events")
+            click.echo(f"collected     {found.gone} artifacts in {found.gcs} gcs")
+            for kind, (count, raw) in found.by_kind.items():
+                click.echo(f"  kind {kind:18} {count:>9}  {shown_size(raw):>12}")
+            for name, (count, raw, stored) in found.by_encoding.items():
+                click.echo(f"  as {name:20} {count:>9}  {shown_size(raw):>12}  kept as {shown_size(stored)}")
+
+        out.document(document, text)

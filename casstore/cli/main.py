@@ -1,0 +1,51 @@
+"""`casstore`: the command line of both packages."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+import casstore
+import journal
+from casstore.cli.options import report_error
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="casstore")
+def cli() -> None:
+    """Artifacts and the journal of runs that name them, in one directory.
+
+    Results go to stdout and all else to stderr. Exit codes: 0 done, 1 failure, 2 usage, 3 damage found, 4 stopped
+    at a limit, 5 refused by a safety rule, 10 no store there, 11 busy, 12 full.
+    """
+
+
+from casstore.cli import artifacts, care, runs  # noqa: E402 - they add their commands to the group
+
+artifacts.register(cli)
+runs.register(cli)
+care.register(cli)
+
+
+def main() -> None:
+    """Run, and end with the exit code. No traceback for what a user can cause."""
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.Abort:
+        code = 130
+    except BrokenPipeError:
+        # A reader such as `head` went away: that is no failure, and Python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (click.ClickException, casstore.StoreError, journal.JournalError, OSError) as error:
+        code = report_error(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

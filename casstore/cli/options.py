@@ -1,0 +1,160 @@
+"""What every command shares: --home, --json, durations, ids, and how errors become exit codes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar, final
+
+import click
+import pytimeparse2
+from rich.console import Console
+
+import casstore
+import journal
+from casstore import ArtifactId, Store
+from journal import Journal
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+EXIT_FAILURE: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_DAMAGE: Final = 3
+EXIT_REFUSED: Final = 5
+EXIT_NO_STORE: Final = 10
+EXIT_BUSY: Final = 11
+EXIT_FULL: Final = 12
+
+DEFAULT_HOME: Final = ".casstore"
+
+talk = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@final
+class Duration(click.ParamType):
+    """`14d`, `1h`, `90s`, `0s`: whole seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        seconds = pytimeparse2.parse(value) if isinstance(value, str) else None
+        if not isinstance(seconds, (int, float)) or seconds < 0:
+            self.fail(f"{value!r} is no duration such as 14d, 1h or 0s", param, ctx)
+        return int(seconds)
+
+
+@final
+class Out:
+    """Results go to stdout, as text for people or as JSON; talk goes to stderr."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console(highlight=False, soft_wrap=True)
+
+    def document(self, value: dict[str, Any], text: Callable[[], None]) -> None:
+        """One JSON document, or what `text` prints."""
+        if self.as_json:
+            click.echo(json.dumps(value, ensure_ascii=False))
+        else:
+            text()
+
+    def line(self, value: dict[str, Any], text: str) -> None:
+        """One item of a stream: a JSON line, or a line of text."""
+        click.echo(json.dumps(value, ensure_ascii=False) if self.as_json else text)
+
+
+def command(group: click.Group, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A command with --home and --json; its function is given `home: Path` and `out: Out` first."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @group.command(name, short_help=(function.__doc__ or "").strip().split("\n")[0].rstrip("."))
+        @click.option(
+            "--home", "home", type=click.Path(path_type=Path), default=None,
+            help="The store's directory (default: $CASSTORE_HOME, or ./.casstore).",
+        )  # fmt: skip
+        @click.option("--json", "as_json", is_flag=True, help="One JSON document, or one a line for lists.")
+        @functools.wraps(function)
+        def run(*args: Any, home: Path | None, as_json: bool, **kwargs: Any) -> Any:
+            place = home or Path(os.environ.get("CASSTORE_HOME") or DEFAULT_HOME)
+            return function(place, Out(as_json=as_json), *args, **kwargs)
+
+        return run
+
+    return decorate
+
+
+def open_store(home: Path, *, read_only: bool) -> Store:
+    """A store that exists already."""
+    return casstore.open(home, create=False, read_only=read_only)
+
+
+@contextmanager
+def open_both(home: Path, *, read_only: bool) -> Iterator[tuple[Store, Journal]]:
+    """The store and the journal of one home, both existing already."""
+    with open_store(home, read_only=read_only) as store, open_journal(home, store, read_only=read_only) as jrn:
+        yield store, jrn
+
+
+def open_journal(home: Path, store: Store, *, read_only: bool) -> Journal:
+    return journal.open(home, store=store, create=False, read_only=read_only)
+
+
+def has_journal(home: Path) -> bool:
+    return (home / "journal" / "data.mdb").exists()
+
+
+def artifact(store: Store, text: str) -> ArtifactId:
+    """An id, or the only one that begins like that."""
+    return ArtifactId.parse(text) if len(text) == 64 else store.resolve(text)
+
+
+def exit_code(error: Exception) -> int:
+    """The code of DESIGN 6 for an error."""
+    if isinstance(error, casstore.NotAStore):
+        return EXIT_NO_STORE
+    if isinstance(error, (casstore.Busy, journal.Claimed)):
+        return EXIT_BUSY
+    if isinstance(error, casstore.StoreFull):
+        return EXIT_FULL
+    if isinstance(error, casstore.GcRefused):
+        return EXIT_REFUSED
+    if isinstance(error, (casstore.Corrupt, casstore.DamagedStore, journal.InvalidStream)):
+        return EXIT_DAMAGE
+    if isinstance(error, (casstore.InvalidArgument, casstore.InvalidId, casstore.AmbiguousPrefix)):
+        return EXIT_USAGE
+    if isinstance(error, (journal.InvalidEvent, journal.InvalidPlan)):
+        return EXIT_USAGE
+    return EXIT_FAILURE
+
+
+def report_error(error: Exception) -> int:
+    """One clear line on stderr; with --json also a document on stdout. Returns the exit code."""
+    code = exit_code(error)
+    name = getattr(error, "code", "usage" if isinstance(error, click.UsageError) else "failure")
+    if isinstance(error, click.ClickException):
+        code, text = EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILURE, error.format_message()
+    else:
+        text = str(error) or type(error).__name__
+    text = " ".join(text.split())
+    if "--json" in sys.argv:
+        click.echo(json.dumps({"error": {"code": name, "message": text}}, ensure_ascii=False))
+    click.echo(f"casstore: {text}", err=True)
+    return code
+
+
+def shown_size(size: int) -> str:
+    """Bytes for people."""
+    amount, unit = float(size), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024 or unit == "TiB":
+            break
+        amount /= 1024
+    return f"{int(amount)} B" if unit == "B" else f"{amount:.1f} {unit}"
