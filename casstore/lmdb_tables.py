@@ -13,11 +13,13 @@ from casstore.tables import ReadTransaction, WriteTransaction
 
 @final
 class LmdbTables:
-    """See `casstore.tables.Tables`; commits are atomic at once and durable after `sync()`."""
+    """See `casstore.tables.Tables`; commits are atomic at once and durable after `sync()`, or at once if `durable`."""
 
-    def __init__(self, path: Path, names: Sequence[bytes], *, create: bool, read_only: bool) -> None:
+    def __init__(
+        self, path: Path, names: Sequence[bytes], *, create: bool, read_only: bool, durable: bool = False
+    ) -> None:
         self.environment: Environment = open_environment(
-            path, create=create, read_only=read_only, durable=False, databases=names
+            path, create=create, read_only=read_only, durable=durable, databases=names
         )
         self._handles = {name: self.environment.db(name) for name in names}
 

@@ -265,7 +265,7 @@ class TableBackend:
     def sync(self) -> int:
         """One flush covers everything committed before it, whoever committed it."""
         commit = self.counters().commit
-        if self._read_only:
+        if self._read_only or commit <= self._synced:
             return commit
         with self._sync_lock:
             self._tables.sync()

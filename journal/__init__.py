@@ -1,0 +1,133 @@
+"""A journal of what happened: runs of operations, state by state, resumed after a crash from the last completed one.
+
+>>> import journal, tempfile
+>>> with journal.open(tempfile.mkdtemp()) as jrn:
+...     run = jrn.start_run("greet", manifest={"version": 1}, context={"names": []}, plan=["greet.ask.name"])
+...     with run.enter(run.next) as attempt:
+...         names = attempt.context()["names"]
+...         _ = attempt.complete({"names": [*names, "Ada"]})
+...     run.complete()
+...     assert jrn.run_state(run.run_id).status == "completed"
+"""
+
+from journal.admission import ClaimRequest
+from journal.attempt import Attempt
+from journal.context_codec import ContextCodec, DataclassCodec, PlainCodec, PydanticCodec
+from journal.decisions import Choose, Decision, End, Ended, Enter, Orphaned
+from journal.envelopes import RunState, analyze, decide
+from journal.errors import (
+    AmbiguousRun,
+    AttemptLost,
+    AttemptNotCompleted,
+    AttemptOpen,
+    Claimed,
+    Conflict,
+    EventTooLarge,
+    FactConflict,
+    Fenced,
+    InvalidArgument,
+    InvalidEvent,
+    InvalidField,
+    InvalidOpId,
+    InvalidPlan,
+    InvalidRunId,
+    InvalidStateId,
+    InvalidStream,
+    JournalClosed,
+    JournalError,
+    MissingArtifact,
+    NonRetryable,
+    NoPlan,
+    OutcomeUnknown,
+    RunExists,
+    RunNotFound,
+    StateNotInPlan,
+    StatesRemain,
+    UnknownEventVersion,
+)
+from journal.events import (
+    DomainEvent,
+    Event,
+    RecordedEvent,
+    RunCompleted,
+    RunStarted,
+    StateCompleted,
+    StateEntered,
+    StateFailed,
+    links,
+)
+from journal.failures import ErrorCategory, ErrorInfo, RunStatus, StateError
+from journal.inspection import Finding
+from journal.log import Appended, Claim, Journal, PendingAppend
+from journal.log import open_journal as open
+from journal.reading import RunSummary
+from journal.recorder import Run
+from journal.resume import ResumePoint
+
+__all__ = [
+    "AmbiguousRun",
+    "Appended",
+    "Attempt",
+    "AttemptLost",
+    "AttemptNotCompleted",
+    "AttemptOpen",
+    "Choose",
+    "Claim",
+    "ClaimRequest",
+    "Claimed",
+    "Conflict",
+    "ContextCodec",
+    "DataclassCodec",
+    "Decision",
+    "DomainEvent",
+    "End",
+    "Ended",
+    "Enter",
+    "ErrorCategory",
+    "ErrorInfo",
+    "Event",
+    "EventTooLarge",
+    "FactConflict",
+    "Fenced",
+    "Finding",
+    "InvalidArgument",
+    "InvalidEvent",
+    "InvalidField",
+    "InvalidOpId",
+    "InvalidPlan",
+    "InvalidRunId",
+    "InvalidStateId",
+    "InvalidStream",
+    "Journal",
+    "JournalClosed",
+    "JournalError",
+    "MissingArtifact",
+    "NoPlan",
+    "NonRetryable",
+    "Orphaned",
+    "OutcomeUnknown",
+    "PendingAppend",
+    "PlainCodec",
+    "PydanticCodec",
+    "RecordedEvent",
+    "ResumePoint",
+    "Run",
+    "RunCompleted",
+    "RunExists",
+    "RunNotFound",
+    "RunStarted",
+    "RunState",
+    "RunStatus",
+    "RunSummary",
+    "StateCompleted",
+    "StateEntered",
+    "StateError",
+    "StateFailed",
+    "StateNotInPlan",
+    "StatesRemain",
+    "UnknownEventVersion",
+    "analyze",
+    "decide",
+    "links",
+    "open",
+]

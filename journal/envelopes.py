@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, final
+from typing import Final, NamedTuple, Protocol, final
 from uuid import UUID
 
 from casstore.ids import ArtifactId
@@ -41,14 +41,34 @@ class Failure(NamedTuple):
     seq: int
 
 
+class History(Protocol):
+    """What grows with a run; a journal reads it when it is asked for."""
+
+    @property
+    def completed(self) -> tuple[str, ...]: ...
+
+    @property
+    def attempts(self) -> dict[str, int]: ...
+
+    @property
+    def facts(self) -> dict[str, ArtifactId]: ...
+
+
+class KnownHistory(NamedTuple):
+    """A history that is at hand."""
+
+    completed: tuple[str, ...] = ()
+    attempts: dict[str, int] = {}  # noqa: RUF012 - never written to
+    facts: dict[str, ArtifactId] = {}  # noqa: RUF012
+
+
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunState:
     """A run at `head`, as its events tell it.
 
     `status` is None while the run lives. `last_failure` is there while no kernel event but RunCompleted follows
-    it. `completed` is in order, those of `forked_from` first; `attempts` counts entries per state, and `facts` is
-    key to payload. `plan` and `max_attempts` are of the last run_policy; a plan kept in an artifact is `plan_id`.
+    it. `plan` and `max_attempts` are of the last run_policy; a plan kept in an artifact is `plan_id`.
     """
 
     run_id: UUID
@@ -61,12 +81,39 @@ class RunState:
     open_attempt: OpenAttempt | None = None
     last_failure: Failure | None = None
     head: int
-    completed: tuple[str, ...] = ()
-    attempts: dict[str, int] = field(default_factory=dict)
     plan: tuple[str, ...] | None = None
     plan_id: ArtifactId | None = None
     max_attempts: int = domain.DEFAULT_MAX_ATTEMPTS
-    facts: dict[str, ArtifactId] = field(default_factory=dict)
+    history: History = field(default=KnownHistory(), compare=False, repr=False)
+
+    @property
+    def completed(self) -> tuple[str, ...]:
+        """Completed states in order, those of `forked_from` first."""
+        return self.history.completed
+
+    @property
+    def attempts(self) -> dict[str, int]:
+        """How often each state was entered."""
+        return self.history.attempts
+
+    @property
+    def facts(self) -> dict[str, ArtifactId]:
+        """Fact keys and their payloads."""
+        return self.history.facts
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not RunState:
+            return NotImplemented
+        mine, theirs = (
+            [getattr(state, name) for name in _COMPARED] for state in (self, other)
+        )  # fmt: skip
+        return mine == theirs
+
+
+_COMPARED: Final = (
+    "run_id", "op_id", "manifest_id", "status", "checkpoint_id", "checkpoint_seq", "final_snapshot_id", "open_attempt",
+    "last_failure", "head", "plan", "plan_id", "max_attempts", "completed", "attempts", "facts",
+)  # fmt: skip
 
 
 def analyze(events: Iterable[RecordedEvent]) -> RunState:
@@ -105,12 +152,14 @@ def state_of(view: RunView) -> RunState:
         open_attempt=view.open_attempt,
         last_failure=failure,
         head=view.head,
-        completed=tuple(view.new_completed),
-        attempts=dict(view.new_attempts),
         plan=view.plan,
         plan_id=view.plan_id,
         max_attempts=view.max_attempts,
-        facts={key: fact.payload_id for key, fact in view.new_facts.items()},
+        history=KnownHistory(
+            tuple(view.new_completed),
+            dict(view.new_attempts),
+            {key: fact.payload_id for key, fact in view.new_facts.items()},
+        ),
     )
 
 

@@ -28,7 +28,7 @@ from journal.errors import Conflict, InvalidArgument, InvalidEvent, InvalidStrea
 from journal.events import DomainEvent, Event, RecordedEvent, RunStarted, forked_from, run_policy
 from journal.failures import RunStatus
 from journal.ids import check_op_id, parse_run_id
-from journal.log import ClaimRequest
+from journal.admission import ClaimRequest
 from journal.recorder import (
     CANCELLED,
     Classifier,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from casstore.ids import ArtifactId
 from journal import envelopes, events
 from journal.decisions import Choose, Decision, End, Ended, Enter, Orphaned
-from journal.envelopes import RunState, analyze, check_append, decide, new_policy, resume_events, validate_plan
+from journal.envelopes import KnownHistory, RunState, analyze, check_append, decide, new_policy, resume_events, validate_plan
 from journal.errors import InvalidArgument, InvalidEvent, InvalidPlan, InvalidStream, StateNotInPlan
 from journal.events import (
     DomainEvent,
@@ -188,11 +188,9 @@ def test_the_state_tells_the_whole_run() -> None:
         checkpoint_seq=8,
         open_attempt=OpenAttempt(TWO, 0, AFTER_ONE, 9),
         head=9,
-        completed=(ONE,),
-        attempts={ONE: 2, TWO: 1},
         plan=(ONE, TWO),
         max_attempts=5,
-        facts={"k": STRAY},
+        history=KnownHistory((ONE,), {ONE: 2, TWO: 1}, {"k": STRAY}),
     )
 
 

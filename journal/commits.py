@@ -1,0 +1,108 @@
+"""Group commit: appends of all threads of a process that wait at the same time share one durable commit.
+
+There is no committer thread for those who wait: whoever holds the lock takes along what the others queued. Only
+appends that nobody waits for (`wait=False`) have a thread, started with the first of them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, final
+
+from journal.backend import Unit
+from journal.errors import OutcomeUnknown
+
+GROUP_EVENTS: Final = 1024
+
+
+class Pending(Unit):
+    """A unit that waits for its commit. `size` is its number of events."""
+
+    __slots__ = ("done", "size")
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.done = threading.Event()
+
+
+@final
+class Committer:
+    """`commit_group` writes a group, filling in what became of each."""
+
+    def __init__(self, commit_group: Callable[[Sequence[Pending]], None]) -> None:
+        self._commit_group = commit_group
+        self._queue: deque[Pending] = deque()
+        self._leader = threading.Lock()
+        self._wake = threading.Condition(threading.Lock())
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._pid = os.getpid()
+
+    def submit(self, pending: Pending) -> None:
+        """Queue it."""
+        self._queue.append(pending)
+
+    def finish(self, pending: Pending) -> None:
+        """Return when it is done, doing the work of those before it if nobody else does."""
+        while not pending.done.is_set():
+            with self._leader:
+                if not pending.done.is_set():
+                    self._drain()
+
+    def start_thread(self) -> None:
+        """Have the queue drained without anybody waiting."""
+        with self._wake:
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._rounds, name="journal-commit", daemon=True)
+                self._thread.start()
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Commit what is queued, then stop."""
+        if self._pid != os.getpid():
+            return
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        with self._leader:
+            while self._queue:
+                self._drain()
+
+    def _rounds(self) -> None:
+        while True:
+            with self._wake:
+                while not self._queue and not self._closed:
+                    self._wake.wait()
+                if not self._queue:
+                    return
+            with self._leader:
+                self._drain()
+
+    def _drain(self) -> None:
+        group: list[Pending] = []
+        events = 0
+        while self._queue and (not group or events + self._queue[0].size <= GROUP_EVENTS):
+            group.append(self._queue.popleft())
+            events += group[-1].size
+        if not group:
+            return
+        failure: BaseException | None = None
+        try:
+            self._commit_group(group)
+        except Exception as error:
+            failure = error
+        except BaseException as error:  # an interrupt: it may have come before or after the commit
+            failure = OutcomeUnknown("an append", f"interrupted by {type(error).__name__}")
+            raise
+        finally:
+            for pending in group:
+                if failure is not None and pending.error is None:
+                    pending.error = failure
+                pending.done.set()

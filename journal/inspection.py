@@ -1,0 +1,96 @@
+"""Check a journal: damage becomes findings, never an exception, and is never repaired by guess."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+from uuid import UUID
+
+from casstore import Store
+from journal import reading, records
+from journal.backend import JournalBackend
+from journal.envelopes import analyze
+from journal.errors import InvalidStream
+from journal.events import RecordedEvent, links
+
+
+class Finding(NamedTuple):
+    """Something wrong with a run, `code` as of the error that reading it would raise."""
+
+    code: str
+    run_id: UUID | None
+    seq: int | None
+    detail: str
+
+
+def verify(
+    backend: JournalBackend, store: Store, progress: Callable[[int, int], None] | None = None
+) -> list[Finding]:
+    """Every run is read, replayed and compared with its rows; what live runs name must be in the store."""
+    with backend.look() as look:
+        numbers = list(look.numbers())
+        newest = look.position()
+    findings: list[Finding] = []
+    seen = 0
+    for done, number in enumerate(numbers, 1):
+        try:
+            with backend.look() as look:
+                row = look.numbered(number)
+            if row is None:
+                continue
+            events = list(reading.read_run(backend, row.run_id, 1, row.head))
+            seen += sum(item.position <= newest for item in events)
+            findings += _check_run(backend, row.run_id, row.head, events)
+            if row.status is None:
+                findings += _missing(store, events)
+        except InvalidStream as error:
+            findings.append(_finding(error))
+        if progress is not None:
+            progress(done, len(numbers))
+    findings += _check_feed(backend, newest, seen, bool(findings))
+    return findings
+
+
+def _finding(error: InvalidStream) -> Finding:
+    return Finding(error.code, getattr(error, "run_id", None), getattr(error, "seq", None), str(error))
+
+
+def _check_run(backend: JournalBackend, run_id: UUID, head: int, events: list[RecordedEvent]) -> Iterator[Finding]:
+    replayed = analyze(events)
+    with backend.look() as look:
+        row = look.run(run_id)
+        if row is None or row.head != head:
+            return  # it has moved on; what was read was legal
+        chain = records.chain_seed(run_id)
+        for _, _, data in look.records(row.number, 1, head):
+            chain = records.chain(chain, data)
+        if chain != row.chain:
+            yield Finding("wrong_chain", run_id, None, "a record was changed, lost or put elsewhere")
+    if reading.run_state(backend, run_id) != replayed:
+        with backend.look() as look:
+            again = look.run(run_id)
+        if again is not None and again.head == head:
+            yield Finding("wrong_row", run_id, None, "the run's rows do not say what its events say")
+
+
+def _missing(store: Store, events: list[RecordedEvent]) -> Iterator[Finding]:
+    named = [(item.seq, field, name) for item in events for field, name in links(item.event)]
+    for (seq, field, name), touched in zip(named, store.touched([name for _, _, name in named]), strict=True):
+        if touched is None:
+            text = f"artifact {name}, named by {field} of event {seq}, is not in the store"
+            yield Finding("missing_artifact", None if not events else events[0].run_id, seq, text)
+
+
+def _check_feed(backend: JournalBackend, newest: int, seen: int, damaged: bool) -> Iterator[Finding]:
+    """Every position up to the newest belongs to an event that was read, unless a run could not be read."""
+    if damaged:
+        return
+    with backend.look() as look:
+        count = 0
+        for position, _ in look.after(0):
+            if position > newest:
+                break
+            count += 1
+    if count != seen:
+        text = f"{count} records up to position {newest}, but the runs hold {seen}"
+        yield Finding("wrong_count", None, None, text)

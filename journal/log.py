@@ -1,0 +1,652 @@
+"""Journal: the log of events of all runs. What callers hold; rules, records and rows are other modules' work."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Literal, final, overload
+from uuid import UUID
+
+import casstore
+from casstore import Root, Store
+from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, PoisonedHandle, ReadOnly
+from casstore.home import open_home
+from casstore.ids import ArtifactId
+from casstore.lmdb_tables import LmdbTables
+from casstore.processes import current_process, is_gone
+from journal import inspection, reading, records
+from journal.admission import AlreadyThere, ClaimRequest, RunAppend, Terms, admit, is_free
+from journal.backend import ClaimRow, JournalBackend, Look, RunWrite
+from journal.commits import Committer, Pending
+from journal.context_codec import ContextCodec, PlainCodec
+from journal.envelopes import RunState, check_imported
+from journal.errors import (
+    AmbiguousRun,
+    Conflict,
+    Fenced,
+    InvalidArgument,
+    InvalidEvent,
+    InvalidRunId,
+    JournalClosed,
+    MissingArtifact,
+    OutcomeUnknown,
+    RunNotFound,
+)
+from journal.events import Event, RecordedEvent, check_event, links
+from journal.failures import RunStatus, check_member
+from journal.ids import check_int, parse_run_id
+from journal.reading import RunSummary
+from journal.resume import CLAIM_TTL_MS, RunOperations
+from journal.rows import TABLES
+from journal.table_backend import TableBackend
+
+__all__ = ["Appended", "Claim", "ClaimRequest", "Journal", "PendingAppend", "open_journal"]
+
+_POLL_S: Final = (0.001, 0.05)  # a follower looks this often: soon after an event, and after a while without any
+_HEX: Final = frozenset("0123456789abcdef-")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The right to append to a run, until `until_ms` and longer while renewed. A later epoch fences it."""
+
+    run_id: UUID
+    epoch: int
+    owner: str
+    until_ms: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appended:
+    """Where a batch stands: its first and last seq, and the position of its last event.
+
+    `existing` says that an earlier append with this token had written it. After an empty batch `last_seq` is the
+    head. `claim` is there where the append was asked to take it.
+    """
+
+    run_id: UUID
+    first_seq: int
+    last_seq: int
+    position: int
+    existing: bool = False
+    claim: Claim | None = None
+
+
+class _Append(Pending):
+    """An append on its way: what was asked, and the answers once it is done."""
+
+    __slots__ = ("answers", "named", "requests", "token")
+
+    def __init__(self, requests: list[RunAppend], token: bytes | None) -> None:
+        super().__init__(sum(len(request.events) for request in requests))
+        self.requests, self.token = requests, token
+        self.named = [link for request in requests for event in request.events for link in links(event)]
+        self.answers: list[RunWrite | AlreadyThere] = []
+
+
+@final
+class PendingAppend:
+    """An append that nobody waits for yet."""
+
+    def __init__(self, journal: Journal, pending: _Append) -> None:
+        self._journal, self._pending = journal, pending
+
+    def done(self) -> bool:
+        """Whether it is durable, or refused."""
+        return self._pending.done.is_set()
+
+    def result(self) -> Appended:
+        """Wait until it is durable. Raises: what append raises."""
+        return next(iter(self._journal._answer(self._pending).values()))
+
+
+@final
+class Journal(RunOperations):
+    """An open journal. All methods may be called from any thread; a handle serves one process.
+
+    Every append is durable when it returns, and after every artifact that it names. A Journal is a RootSource for
+    `store.gc`.
+    """
+
+    def __init__(
+        self, backend: JournalBackend, store: Store, *, name: str, read_only: bool = False,
+        codec: ContextCodec | None = None, clock: Callable[[], float] = time.time,
+        on_close: Callable[[], None] = lambda: None, claim_ttl_ms: int = CLAIM_TTL_MS,
+    ) -> None:  # fmt: skip
+        self.store = store
+        self.codec: ContextCodec = PlainCodec() if codec is None else codec
+        self.read_only = read_only
+        self._backend, self._clock, self._name, self._on_close = backend, clock, name, on_close
+        self._claim_ttl_ms = claim_ttl_ms
+        self._committer = Committer(self._commit_group)
+        self._pid = os.getpid()
+        self._closed = False
+
+    # -- append
+
+    @overload
+    def append(
+        self, run_id: UUID | str, expected_seq: int, events: Iterable[Event | RecordedEvent], *,
+        token: bytes | None = None, epoch: int | None = None, wait: Literal[True] = True,
+        claim: ClaimRequest | None = None,
+    ) -> Appended: ...  # fmt: skip
+
+    @overload
+    def append(
+        self, run_id: UUID | str, expected_seq: int, events: Iterable[Event | RecordedEvent], *,
+        token: bytes | None = None, epoch: int | None = None, wait: Literal[False],
+        claim: ClaimRequest | None = None,
+    ) -> PendingAppend: ...  # fmt: skip
+
+    def append(
+        self, run_id: UUID | str, expected_seq: int, events: Iterable[Event | RecordedEvent], *,
+        token: bytes | None = None, epoch: int | None = None, wait: bool = True, claim: ClaimRequest | None = None,
+    ) -> Appended | PendingAppend:  # fmt: skip
+        """Append to a run that holds `expected_seq` events (0: a new run); all or nothing, durable on return.
+
+        `token` (16 bytes) names this append: after a lost answer it is repeated with the same one. `epoch` is that
+        of the caller's claim. With `wait=False` a handle comes back at once; its `result()` waits.
+        Raises: Conflict, Claimed, Fenced, InvalidEvent leaves, EventTooLarge, MissingArtifact, StoreFull (nothing
+        was written), OutcomeUnknown.
+        """
+        self._check(write=True)
+        pending = _Append([_request(run_id, expected_seq, events, epoch, claim)], _token(token))
+        self._committer.submit(pending)
+        if not wait:
+            self._committer.start_thread()
+            return PendingAppend(self, pending)
+        return next(iter(self._answer(pending).values()))
+
+    def append_many(
+        self, batches: Mapping[UUID | str, tuple[int, Iterable[Event | RecordedEvent]]], *,
+        token: bytes | None = None, epochs: Mapping[UUID | str, int] | None = None,
+    ) -> dict[UUID, Appended]:  # fmt: skip
+        """Append to several runs, all or nothing: {run id: (expected_seq, events)}. Existing only if all are.
+
+        Raises: as append; InvalidArgument where a run stands there twice.
+        """
+        self._check(write=True)
+        given = {parse_run_id(run_id): epoch for run_id, epoch in (epochs or {}).items()}
+        requests: dict[UUID, RunAppend] = {}
+        for name, (expected_seq, events) in batches.items():
+            request = _request(name, expected_seq, events, None, None)
+            request.epoch = given.get(request.run_id)
+            if request.run_id in requests:
+                raise InvalidArgument("batches", f"run {request.run_id} stands there twice")
+            requests[request.run_id] = request
+        if not requests:
+            return {}
+        pending = _Append(list(requests.values()), _token(token))
+        self._committer.submit(pending)
+        return self._answer(pending)
+
+    # -- read
+
+    def read(
+        self, run_id: UUID | str, from_seq: int = 1, to_seq: int | None = None, reverse: bool = False
+    ) -> list[RecordedEvent]:
+        """Events from `from_seq` to `to_seq`, both inclusive, ascending or, with `reverse`, descending.
+
+        `from_seq` below 1 counts as 1; empty where nothing stands there, also for an unknown run.
+        Raises: InvalidStream (damage).
+        """
+        self._check()
+        found = list(reading.read_run(self._backend, parse_run_id(run_id), *_range(from_seq, to_seq)))
+        return found[::-1] if reverse else found
+
+    def read_raw(
+        self, run_id: UUID | str, from_seq: int = 1, to_seq: int | None = None, reverse: bool = False
+    ) -> list[tuple[Any, ...]]:
+        """As read, but tuples (seq, position, timestamp_ms, kind, *fields) as in docs/FORMAT.md."""
+        self._check()
+        found = list(reading.raw_run(self._backend, parse_run_id(run_id), *_range(from_seq, to_seq)))
+        return found[::-1] if reverse else found
+
+    def head(self, run_id: UUID | str) -> int:
+        """The number of events of a run, 0 for an unknown one."""
+        self._check()
+        with self._backend.look() as look:
+            row = look.run(parse_run_id(run_id))
+        return 0 if row is None else row.head
+
+    def run_state(self, run_id: UUID | str) -> RunState:
+        """What `analyze(read(run_id))` gives, from rows, at the same cost for every length.
+
+        Raises: RunNotFound, InvalidStream.
+        """
+        self._check()
+        wanted = parse_run_id(run_id)
+        found = reading.run_state(self._backend, wanted)
+        if found is None:
+            raise RunNotFound(wanted)
+        return found
+
+    def runs(
+        self, *, status: RunStatus | str | None = None, op_id: str | None = None, limit: int | None = None,
+        after: UUID | str | None = None,
+    ) -> Iterator[RunSummary]:  # fmt: skip
+        """Runs, newest first: all, the live ones (status "live"), or those that ended so (latest end first).
+
+        `after` is a run id of an earlier list, from which it goes on.
+        """
+        self._check()
+        wanted = status if status is None or status == "live" else check_member("status", status, RunStatus)
+        found = reading.list_runs(self._backend, wanted, None if after is None else parse_run_id(after))
+        if limit is not None:
+            check_int("limit", limit, 0, 1 << 62)
+        return _take((row for row in found if op_id is None or row.op_id == op_id), limit)
+
+    def resolve(self, prefix: str) -> UUID:
+        """The only run whose id begins so (4 characters at least). Raises: RunNotFound, AmbiguousRun, InvalidRunId."""
+        self._check()
+        digits = prefix.replace("-", "") if type(prefix) is str and not set(prefix) - _HEX else ""
+        if not 4 <= len(digits) <= 32 or not str(UUID(digits.ljust(32, "0"))).startswith(prefix):
+            raise InvalidRunId(prefix, "a prefix has 4 to 36 characters of a run id's canonical text")
+        first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+        with self._backend.look() as look:
+            found = list(_take(look.named(first, last), 5))
+        if not found:
+            raise RunNotFound(prefix)
+        if len(found) > 1:
+            raise AmbiguousRun(prefix, tuple(map(str, found)))
+        return found[0]
+
+    # -- the feed of all runs
+
+    def position(self) -> int:
+        """The position of the newest event, 0 when there is none."""
+        self._check()
+        with self._backend.look() as look:
+            return look.position()
+
+    def position_of(self, run_id: UUID | str, seq: int) -> int:
+        """The position of one event. Raises: RunNotFound."""
+        self._check()
+        wanted = parse_run_id(run_id)
+        with self._backend.look() as look:
+            row = look.run(wanted)
+            place = None if row is None else look.place(row.number, seq)
+        if place is None:
+            raise RunNotFound(wanted)
+        return place
+
+    def feed(
+        self, after: int = 0, *, follow: bool = False, timeout: float | None = None
+    ) -> Iterator[RecordedEvent]:  # fmt: skip
+        """Events of all runs in commit order, those after a position: it never misses one that comes later.
+
+        With `follow` it waits for more, of any process, until `timeout` seconds pass without one.
+        """
+        check_int("after", after, 0, 1 << 63)
+        waited, pause = 0.0, _POLL_S[0]
+        while True:
+            self._check()
+            page = reading.feed_page(self._backend, after)
+            for item in page:
+                yield item
+                after = item.position
+            if page:
+                waited, pause = 0.0, _POLL_S[0]
+                continue
+            if not follow or (timeout is not None and waited >= timeout):
+                return
+            time.sleep(pause)
+            waited += pause
+            pause = min(pause * 2, _POLL_S[1])
+
+    # -- claims
+
+    def claim(self, run_id: UUID | str, owner: str | None = None, ttl: float | None = None) -> Claim:
+        """Take the claim on a run for `ttl` seconds; `owner` is by default this process, whose death frees it.
+
+        Raises: RunNotFound, Claimed, InvalidEvent (the run has ended).
+        """
+        self._check(write=True)
+        wanted = parse_run_id(run_id)
+        if owner is not None and (type(owner) is not str or not 0 < len(owner) <= 400):
+            raise InvalidArgument("owner", "text of 1 to 400 characters is wanted")
+        request = ClaimRequest(owner=owner, ttl_ms=None if ttl is None else _ttl_ms(ttl))
+        while True:
+            head = self.head(wanted)
+            if head == 0:
+                raise RunNotFound(wanted)
+            if self.run_state(wanted).status is not None:
+                raise InvalidEvent("after_run_completed", wanted, head + 1, "the run has ended")
+            try:
+                appended = self.append(wanted, head, [], claim=request)
+            except Conflict:  # somebody appended in between; a claim asks for no position
+                continue
+            assert appended.claim is not None
+            return appended.claim
+
+    def renew(self, claim: Claim, ttl: float | None = None) -> Claim:
+        """Extend a claim, an expired one too if nobody took it. Raises: Fenced (somebody did, or the run ended)."""
+        self._check(write=True)
+        ttl_ms = self._claim_ttl_ms if ttl is None else _ttl_ms(ttl)
+        until_ms = self._now_ms() + ttl_ms
+        self._set_claim(claim, ClaimRow(claim.owner, until_ms, ttl_ms))
+        return Claim(run_id=claim.run_id, epoch=claim.epoch, owner=claim.owner, until_ms=until_ms)
+
+    def release(self, claim: Claim) -> None:
+        """Give a claim back; one that was taken over or whose run ended is left as it is."""
+        self._check(write=True)
+        try:
+            self._set_claim(claim, None)
+        except Fenced:
+            return
+
+    def recoverable(self, *, op_id: str | None = None, limit: int | None = None) -> Iterator[RunSummary]:
+        """Live runs that nobody holds, newest first, but for those whose last failure says to wait longer."""
+        for run in _take(self._recoverable(op_id), limit):
+            yield run
+
+    # -- cursors
+
+    def cursor(self, name: str) -> int:
+        """The position kept under a name, 0 where there is none."""
+        self._check()
+        with self._backend.look() as look:
+            return look.cursor(_cursor_name(name)) or 0
+
+    def move_cursor(self, name: str, position: int) -> None:
+        """Keep a position under a name. Durable on return."""
+        self._check(write=True)
+        self._backend.set_cursor(_cursor_name(name), check_int("position", position, 0, 1 << 63))
+
+    # -- for gc: a RootSource
+
+    @property
+    def uuid(self) -> str:
+        """The uuid of the home that it belongs to."""
+        return self.store.uuid
+
+    def live_roots(self, *, completed_after_ms: int | None) -> Iterator[Root]:
+        """What live runs name, and runs that ended since. Raises: InvalidStream: then gc removes nothing."""
+        self._check()
+        return reading.live_roots(self._backend, completed_after_ms)
+
+    def roots_after(self, position: int) -> tuple[int, list[Root]]:
+        """What events after a position name."""
+        self._check()
+        return reading.roots_after(self._backend, position)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """No event is appended by any process meanwhile."""
+        self._check(write=True)
+        return self._backend.exclusive()
+
+    # -- look after
+
+    def verify(self, *, progress: Callable[[int, int], None] | None = None) -> list[inspection.Finding]:
+        """Check every run: records, rules, chain, rows, and that what live runs name is in the store."""
+        self._check()
+        return inspection.verify(self._backend, self.store, progress)
+
+    def chain_head(self, run_id: UUID | str, seq: int) -> bytes:
+        """The head of the run's chain of records after an event, 32 bytes. Raises: RunNotFound."""
+        self._check()
+        wanted = parse_run_id(run_id)
+        with self._backend.look() as look:
+            row = look.run(wanted)
+            if row is None or not 1 <= seq <= row.head:
+                raise RunNotFound(wanted)
+            if seq == row.head:
+                return row.chain
+            chain = records.chain_seed(wanted)
+            for _, _, data in look.records(row.number, 1, seq):
+                chain = records.chain(chain, data)
+        return chain
+
+    # -- life
+
+    def close(self) -> None:
+        """Commit what nobody waited for, stop renewing, give the handle back. Idempotent."""
+        if self._closed:
+            return
+        if self._pid == os.getpid():
+            self.renewer.close()
+            self._committer.close()
+            self._closed = True
+            self._on_close()
+        self._closed = True
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Journal is not picklable: pass its home, and open it there")
+
+    def __repr__(self) -> str:
+        return f"Journal({self._name!r})"
+
+    # -- inside
+
+    def _check(self, *, write: bool = False) -> None:
+        if self._pid != os.getpid():
+            raise ForkedHandle(self._name, self._pid)
+        if self._closed:
+            raise JournalClosed(self._name)
+        if write and self.read_only:
+            raise ReadOnly(self._name)
+
+    def _now_ms(self) -> int:
+        return max(int(self._clock() * 1000), 0)
+
+    def _terms(self) -> Terms:
+        return Terms(self._now_ms(), current_process(), self._claim_ttl_ms, is_gone)
+
+    def _answer(self, pending: _Append) -> dict[UUID, Appended]:
+        self._committer.finish(pending)
+        if pending.error is not None:
+            raise pending.error
+        positions = iter(pending.positions)
+        return {
+            request.run_id: _appended(request, answer, positions)
+            for request, answer in zip(pending.requests, pending.answers, strict=True)
+        }
+
+    def _commit_group(self, group: Sequence[Pending]) -> None:
+        """Admit outside of the lock what can be, flush the store once for all, then commit."""
+        appends = [pending for pending in group if isinstance(pending, _Append)]
+        terms = self._terms()
+        self._admit_all(appends, terms)
+        waiting = [append for append in appends if append.error is None and append.writes != []]
+        if not waiting:
+            return
+        synced = self.store.sync() if any(append.named for append in waiting) else 0  # 1: the barrier
+
+        def again(unit: Any, look: Look) -> None:
+            self._admit(unit, look, terms, look.next_number())
+
+        def check(unit: Any) -> None:
+            if unit.writes:
+                self._check_named(unit, synced)
+
+        try:
+            self._backend.commit(waiting, again, check)
+        except PoisonedHandle as error:
+            raise OutcomeUnknown("an append", str(error)) from error
+
+    def _admit_all(self, appends: Sequence[_Append], terms: Terms) -> None:
+        """A second append to a run in one group has to wait for the first: it is admitted under the lock."""
+        seen: set[UUID] = set()
+        with self._backend.look() as look:
+            number = look.next_number()
+            for append in appends:
+                runs = {request.run_id for request in append.requests}
+                if seen & runs:
+                    continue
+                seen |= runs
+                try:
+                    self._admit(append, look, terms, number)
+                except Exception as error:
+                    append.error = error
+                    continue
+                number += sum(write.before is None for write in append.writes or ())
+
+    def _admit(self, append: _Append, look: Look, terms: Terms, number: int) -> None:
+        answers: list[RunWrite | AlreadyThere] = []
+        for request in append.requests:
+            answer = admit(request, append.token, look, terms, number=number)
+            number += isinstance(answer, RunWrite) and answer.before is None
+            answers.append(answer)
+        writes = [answer for answer in answers if isinstance(answer, RunWrite)]
+        if writes:
+            for request, answer in zip(append.requests, answers, strict=True):
+                if isinstance(answer, AlreadyThere) and answer.existing:
+                    assert answer.row is not None
+                    raise Conflict(request.run_id, request.expected_seq, answer.row.head)
+        append.answers, append.writes = answers, writes
+
+    def _check_named(self, append: _Append, synced: int) -> None:
+        """3: under the lock, from a look at the store that begins now. Raises: MissingArtifact."""
+        touched = self.store.touched([name for _, name in append.named])
+        for (field, name), commit in zip(append.named, touched, strict=True):
+            if commit is None:
+                raise MissingArtifact(name, field)
+        if any(commit > synced for commit in touched if commit is not None):
+            self.store.sync()  # collected and put again since the barrier
+
+    def _set_claim(self, claim: Claim, row: ClaimRow | None) -> None:
+        with self._backend.look() as look:
+            found = look.run(claim.run_id)
+        if found is None:
+            raise RunNotFound(claim.run_id)
+        epoch = found.epoch
+        if epoch == claim.epoch and found.status is None:
+            epoch = self._backend.set_claim(found.number, claim.epoch, row)
+        if epoch != claim.epoch:
+            raise Fenced(claim.run_id, claim.epoch, epoch)
+
+    def _recoverable(self, op_id: str | None) -> Iterator[RunSummary]:
+        for run in self.runs(status="live", op_id=op_id):
+            terms = self._terms()
+            if run.retry_at_ms > terms.now_ms:
+                continue
+            with self._backend.look() as look:
+                row = look.run(run.run_id)
+                free = row is not None and row.status is None and is_free(look.claim(row.number), terms)
+            if free:
+                yield run
+
+
+def open_journal(
+    home: str | os.PathLike[str], *, store: Store | None = None, codec: ContextCodec | None = None,
+    create: bool = True, read_only: bool = False, clock: Callable[[], float] = time.time,
+) -> Journal:  # fmt: skip
+    """Open the journal at `home`, or make one there. Without `store` the store of that home is opened too, and closed
+    with the journal.
+
+    Raises: NotAStore, InvalidHome, UnsupportedFormat, UnsupportedFilesystem, DamagedStore, AlreadyOpen.
+    """
+    opened = open_home(home, create=create, read_only=read_only)
+    if codec is not None and not isinstance(codec, ContextCodec):
+        raise InvalidArgument("codec", "an object with to_plain and from_plain is wanted")
+    if store is not None and store.uuid != opened.uuid:
+        raise InvalidHome(str(opened.path), f"the store given belongs to another home ({store.home})")
+    used = casstore.open(home, create=create, read_only=read_only) if store is None else store
+    try:
+        fresh = not (opened.journal_path / "data.mdb").exists()
+        if fresh and not (create and not read_only):
+            raise DamagedStore(str(opened.journal_path), "there is no journal")
+        tables = LmdbTables(opened.journal_path, TABLES, create=fresh, read_only=read_only, durable=True)
+        backend = TableBackend(tables)
+        try:
+            if backend.bind(opened.uuid) != opened.uuid:
+                raise DamagedStore(str(opened.path), "FORMAT and the journal's data file name different homes")
+        except BaseException:
+            tables.close()
+            raise
+    except BaseException:
+        if store is None:
+            used.close()
+        raise
+
+    def on_close() -> None:
+        backend.close()
+        if store is None:
+            used.close()
+
+    return Journal(backend, used, name=str(opened.path), read_only=read_only, codec=codec, clock=clock,
+                   on_close=on_close)  # fmt: skip
+
+
+# -- arguments ------------------------------------------------------------------------------------------
+
+
+def _request(
+    run_id: UUID | str, expected_seq: int, events: Iterable[Event | RecordedEvent], epoch: int | None,
+    claim: ClaimRequest | None,
+) -> RunAppend:  # fmt: skip
+    wanted = parse_run_id(run_id)
+    check_int("expected_seq", expected_seq, 0, 1 << 62)
+    if epoch is not None:
+        check_int("epoch", epoch, 0, 1 << 62)
+    given = list(events)
+    imported = [item for item in given if type(item) is RecordedEvent]
+    if imported and len(imported) != len(given):
+        raise InvalidArgument("events", "recorded events and plain ones in one batch")
+    if imported:
+        check_imported(wanted, expected_seq, imported)
+        return RunAppend(
+            run_id=wanted, expected_seq=expected_seq, events=tuple(item.event for item in imported),
+            times_ms=tuple(item.timestamp_ms for item in imported), epoch=epoch, claim=claim,
+        )  # fmt: skip
+    plain = tuple(check_event(item) for item in given)
+    return RunAppend(run_id=wanted, expected_seq=expected_seq, events=plain, epoch=epoch, claim=claim)
+
+
+def _token(token: bytes | None) -> bytes | None:
+    if token is not None and (type(token) is not bytes or len(token) != records.TOKEN_SIZE_BYTES):
+        raise InvalidArgument("token", f"{records.TOKEN_SIZE_BYTES} bytes are wanted")
+    return token
+
+
+def _range(from_seq: int, to_seq: int | None) -> tuple[int, int | None]:
+    check_int("from_seq", from_seq, -(1 << 62), 1 << 62)
+    return from_seq, None if to_seq is None else check_int("to_seq", to_seq, -(1 << 62), 1 << 62)
+
+
+def _ttl_ms(ttl: float) -> int:
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 < ttl < 1 << 40:
+        raise InvalidArgument("ttl", "a number of seconds above 0 is wanted")
+    return max(int(ttl * 1000), 1)
+
+
+def _cursor_name(name: str) -> str:
+    if type(name) is not str or not 0 < len(name.encode(errors="replace")) <= 400:
+        raise InvalidArgument("name", "a cursor's name is text of 1 to 400 bytes")
+    return name
+
+
+def _take(items: Iterator[Any], limit: int | None) -> Iterator[Any]:
+    if limit == 0:
+        return
+    for count, item in enumerate(items, 1):
+        yield item
+        if count == limit:
+            return
+
+
+def _appended(request: RunAppend, answer: RunWrite | AlreadyThere, positions: Iterator[int]) -> Appended:
+    if isinstance(answer, AlreadyThere):
+        return Appended(run_id=request.run_id, first_seq=answer.first_seq, last_seq=answer.last_seq,
+                        position=answer.position, existing=answer.existing)  # fmt: skip
+    row, count = answer.after, len(answer.records)
+    first = next(positions)
+    claim = None
+    if request.claim is not None and answer.claim is not None:
+        claim = Claim(run_id=request.run_id, epoch=row.epoch, owner=answer.claim.owner, until_ms=answer.claim.until_ms)
+    return Appended(run_id=request.run_id, first_seq=row.head - count + 1, last_seq=row.head,
+                    position=first + count - 1, claim=claim)  # fmt: skip

@@ -1,0 +1,280 @@
+"""From rows and records to what callers read: events, states of runs, lists of runs, and the roots that gc asks for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, final
+from uuid import UUID
+
+from casstore import Root
+from casstore.ids import ArtifactId
+from journal import domain, records
+from journal.admission import decode, fact_of, view_of
+from journal.backend import JournalBackend, Look, RunRow
+from journal.envelopes import Failure, RunState, analyze
+from journal.errors import InvalidStream
+from journal.events import DomainEvent, RecordedEvent, StateFailed, links, to_fields
+from journal.failures import RunStatus
+from journal.records import Context
+
+PAGE_EVENTS: Final = 512
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """One line of a list of runs. Times are unix milliseconds; `status` is None while the run lives."""
+
+    run_id: UUID
+    op_id: str
+    status: RunStatus | None
+    head: int
+    started_ms: int
+    updated_ms: int
+    manifest_id: ArtifactId
+    checkpoint_id: ArtifactId
+    retry_at_ms: int
+
+
+def summary(row: RunRow) -> RunSummary:
+    """What a list says of a run."""
+    return RunSummary(
+        run_id=row.run_id, op_id=row.op_id, status=row.status, head=row.head, started_ms=row.started_ms,
+        updated_ms=row.updated_ms, manifest_id=row.manifest_id, checkpoint_id=row.checkpoint_id,
+        retry_at_ms=row.retry_at_ms,
+    )  # fmt: skip
+
+
+# -- the events of one run ------------------------------------------------------------------------------
+
+
+def read_run(backend: JournalBackend, run_id: UUID, first: int, last: int | None) -> Iterator[RecordedEvent]:
+    """Events of a run in pages, each from a look of its own: nothing stays open between two events.
+
+    Raises: InvalidStream where a record is missing or does not decode.
+    """
+    first, context = max(first, 1), None
+    while True:
+        page: list[RecordedEvent] = []
+        with backend.look() as look:
+            row = look.run(run_id)
+            if row is None:
+                return
+            last = row.head if last is None else min(last, row.head)
+            if first == 1:
+                context = Context()
+            end = min(last, first + PAGE_EVENTS - 1)
+            for seq, position, data in look.records(row.number, first, end):
+                event, context = _decode_next(look, row, data, seq, first + len(page), context)
+                page.append(RecordedEvent(run_id=run_id, seq=seq, position=position, timestamp_ms=event.timestamp_ms,
+                                          event=event.event))  # fmt: skip
+            if first <= end and len(page) != end - first + 1:
+                raise InvalidStream("bad_sequence", run_id, first + len(page), "the record is missing")
+        yield from page
+        first = end + 1
+        if first > last:
+            return
+
+
+def _decode_next(
+    look: Look, row: RunRow, data: bytes, seq: int, due: int, context: Context | None
+) -> tuple[records.Record, Context | None]:
+    """From seq 1 on the context goes along and the record is checked to be the one form; else it is looked up."""
+    if context is None:
+        record = decode(look, row, data)
+    else:
+        record = records.decode_record(data, started_ms=_started(row, seq), resolve=context, run_id=row.run_id)
+        context = context.after(record.seq, record.event)
+    if seq != due or record.seq != seq or record.run_number != row.number:
+        raise InvalidStream("bad_sequence", row.run_id, due, f"event {record.seq} of run number {record.run_number}")
+    return record, context
+
+
+def _started(row: RunRow, seq: int) -> int:
+    return 0 if seq == 1 else row.started_ms
+
+
+def raw_run(backend: JournalBackend, run_id: UUID, first: int, last: int | None) -> Iterator[tuple[Any, ...]]:
+    """As `read_run`, as (seq, position, timestamp_ms, kind, *fields)."""
+    for item in read_run(backend, run_id, first, last):
+        kind, fields = to_fields(item.event)
+        yield (item.seq, item.position, item.timestamp_ms, kind, *fields)
+
+
+def feed_page(backend: JournalBackend, after: int, limit: int = PAGE_EVENTS) -> list[RecordedEvent]:
+    """The next events of all runs after a position, in commit order."""
+    page: list[RecordedEvent] = []
+    rows: dict[int, RunRow] = {}
+    with backend.look() as look:
+        for position, data in look.after(after):
+            row = _row_of(look, rows, data, position)
+            record = decode(look, row, data)
+            page.append(RecordedEvent(run_id=row.run_id, seq=record.seq, position=position,
+                                      timestamp_ms=record.timestamp_ms, event=record.event))  # fmt: skip
+            if len(page) >= limit:
+                break
+    return page
+
+
+def _row_of(look: Look, rows: dict[int, RunRow], data: bytes, position: int) -> RunRow:
+    number = records.peek(data)[1]
+    row = rows.get(number) or look.numbered(number)
+    if row is None:
+        raise InvalidStream("bad_record", None, None, f"the record at position {position} is of no known run")
+    rows[number] = row
+    return row
+
+
+# -- the state of a run ---------------------------------------------------------------------------------
+
+
+@final
+class StoredHistory:
+    """What grows with a run, read when it is first asked for: as it was at `head`."""
+
+    def __init__(self, backend: JournalBackend, run_id: UUID, head: int) -> None:
+        self._backend, self._run_id, self._head = backend, run_id, head
+
+    @functools.cached_property
+    def _states(self) -> tuple[tuple[str, ...], dict[str, int]]:
+        with self._backend.look() as look:
+            row = look.run(self._run_id)
+            if row is not None and row.head == self._head:
+                found = list(look.states(row.number))
+                done = sorted((state.completed_place, name) for name, state in found if state.completed_seq)
+                entered = {name: state.attempts for name, state in found if state.attempts}
+                return tuple(name for _, name in done), entered
+        replayed = self._replayed
+        return replayed.completed, replayed.attempts
+
+    @functools.cached_property
+    def facts(self) -> dict[str, ArtifactId]:
+        with self._backend.look() as look:
+            row = look.run(self._run_id)
+            if row is not None and row.head == self._head:
+                return dict(fact_of(look, row, seq) for seq in sorted(look.facts(row.number)))
+        return self._replayed.facts
+
+    @functools.cached_property
+    def _replayed(self) -> RunState:
+        """The run has moved on: what it was stands in its events."""
+        return analyze(read_run(self._backend, self._run_id, 1, self._head))
+
+    @property
+    def completed(self) -> tuple[str, ...]:
+        return self._states[0]
+
+    @property
+    def attempts(self) -> dict[str, int]:
+        return self._states[1]
+
+
+def run_state(backend: JournalBackend, run_id: UUID) -> RunState | None:
+    """The state from rows and at most two records, whatever the run's length; None for an unknown run.
+
+    Raises: InvalidStream.
+    """
+    with backend.look() as look:
+        row = look.run(run_id)
+        if row is None:
+            return None
+        view = view_of(run_id, row, look)
+        failure, plan, plan_id, limit = None, None, None, domain.DEFAULT_MAX_ATTEMPTS
+        if view.last_failure is not None:
+            failed = _event(look, row, view.last_failure.seq)
+            if type(failed) is not StateFailed:
+                raise InvalidStream("bad_row", run_id, view.last_failure.seq, "the row tells of a failure here")
+            failure = Failure(failed.state_id, view.last_failure.attempt, failed.error, view.last_failure.seq)
+        if row.policy_seq:
+            policy = _event(look, row, row.policy_seq)
+            if type(policy) is not DomainEvent or policy.name != domain.RUN_POLICY:
+                raise InvalidStream("bad_row", run_id, row.policy_seq, "the row tells of a run_policy here")
+            payload = policy.payload
+            plan = tuple(payload["plan"]) if "plan" in payload else None
+            plan_id, limit = payload.get("plan_id"), payload["max_attempts"]
+        return RunState(
+            run_id=run_id, op_id=row.op_id, manifest_id=row.manifest_id, status=row.status,
+            checkpoint_id=row.checkpoint_id, checkpoint_seq=row.checkpoint_seq,
+            final_snapshot_id=view.final_snapshot_id, open_attempt=view.open_attempt, last_failure=failure,
+            head=row.head, plan=plan, plan_id=plan_id, max_attempts=limit,
+            history=StoredHistory(backend, run_id, row.head),
+        )  # fmt: skip
+
+
+def _event(look: Look, row: RunRow, seq: int) -> Any:
+    data = look.record(row.number, seq)
+    if data is None:
+        raise InvalidStream("bad_sequence", row.run_id, seq, "the record is missing")
+    return decode(look, row, data).event
+
+
+# -- lists ----------------------------------------------------------------------------------------------
+
+
+def list_runs(backend: JournalBackend, status: RunStatus | str | None, after: UUID | None) -> Iterator[RunSummary]:
+    """All runs, the live ones ("live"), or those that ended so; newest first, from the one that follows `after`."""
+    before: int | tuple[int, int] | None = None
+    if after is not None:
+        with backend.look() as look:
+            row = look.run(after)
+        if row is None:
+            return
+        before = (row.updated_ms, row.number) if isinstance(status, RunStatus) else row.number
+    while True:
+        page: list[RunRow] = []
+        with backend.look() as look:
+            for number in _numbers(look, status, before):
+                found = look.numbered(number)
+                if found is not None:
+                    page.append(found)
+                if len(page) == PAGE_EVENTS:
+                    break
+        if not page:
+            return
+        yield from map(summary, page)
+        last = page[-1]
+        before = (last.updated_ms, last.number) if isinstance(status, RunStatus) else last.number
+
+
+def _numbers(look: Look, status: RunStatus | str | None, before: Any) -> Iterator[int]:
+    if isinstance(status, RunStatus):
+        return (number for _, number in look.ended(status, before=before))
+    return look.numbers(before=before) if status is None else look.live(before=before)
+
+
+# -- roots ----------------------------------------------------------------------------------------------
+
+
+def live_roots(backend: JournalBackend, completed_after_ms: int | None) -> Iterator[Root]:
+    """What events of live runs name, and of runs that ended at or after that time."""
+    with backend.look() as look:
+        numbers = [(number, True) for number in look.live()]
+        if completed_after_ms is not None:
+            for status in RunStatus:
+                for ended_ms, number in look.ended(status):
+                    if ended_ms < completed_after_ms:
+                        break
+                    numbers.append((number, False))
+    for number, live in numbers:
+        with backend.look() as look:
+            row = look.numbered(number)
+        if row is None:
+            continue  # forgotten meanwhile
+        text = str(row.run_id)
+        for item in read_run(backend, row.run_id, 1, None):
+            for field, name in links(item.event):
+                yield Root(name, text, item.seq, field, live)
+
+
+def roots_after(backend: JournalBackend, position: int) -> tuple[int, list[Root]]:
+    """The newest position, and what the events after `position` name."""
+    found: list[Root] = []
+    while True:
+        page = feed_page(backend, position)
+        if not page:
+            return position, found
+        for item in page:
+            position = item.position
+            found += [Root(name, str(item.run_id), item.seq, field) for field, name in links(item.event)]

@@ -1,0 +1,288 @@
+"""The journal's backend over ordered tables: LMDB's, or those in memory."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, final
+from uuid import UUID
+
+from blake3 import blake3
+
+from casstore.errors import StoreError
+from casstore.steps import reach
+from casstore.tables import ReadTransaction, Tables, WriteTransaction
+from journal.backend import ClaimRow, Look, RunRow, RunWrite, StateRow, Unit
+from journal.errors import InvalidStream, JournalError
+from journal.failures import RunStatus
+from journal.rows import (
+    CL,
+    CUR,
+    DONE,
+    EV,
+    FK,
+    ID,
+    LIVE,
+    META,
+    META_FLOOR,
+    META_NEXT_RUN,
+    META_UUID,
+    RS,
+    RUN,
+    ST,
+    number,
+    pack_claim,
+    pack_run,
+    pack_state,
+    status_byte,
+    take_number,
+    unpack_claim,
+    unpack_number,
+    unpack_run,
+    unpack_state,
+)
+
+_POSITION: Final = struct.Struct(">Q")
+_GREATEST: Final = b"\xff" * 9
+
+
+def fact_key(key: str) -> bytes:
+    """BLAKE3-128 of a fact's key."""
+    return blake3(key.encode()).digest(16)
+
+
+@final
+class TableLook:
+    """See `journal.backend.Look`."""
+
+    def __init__(self, txn: ReadTransaction) -> None:
+        self._txn = txn
+
+    def run(self, run_id: UUID) -> RunRow | None:
+        found = self._txn.get(ID, run_id.bytes)
+        return None if found is None else self.numbered(unpack_number(found))
+
+    def numbered(self, number_: int) -> RunRow | None:
+        found = self._txn.get(RUN, number(number_))
+        return None if found is None else unpack_run(number_, found)
+
+    def next_number(self) -> int:
+        found = self._txn.get(META, META_NEXT_RUN)
+        return 1 if found is None else unpack_number(found)
+
+    def claim(self, number_: int) -> ClaimRow | None:
+        found = self._txn.get(CL, number(number_))
+        return None if found is None else unpack_claim(found)
+
+    def state(self, number_: int, state_id: str) -> StateRow | None:
+        found = self._txn.get(ST, number(number_) + state_id.encode())
+        return None if found is None else unpack_state(found)
+
+    def states(self, number_: int) -> Iterator[tuple[str, StateRow]]:
+        for rest, value in self._under(ST, number(number_)):
+            yield rest.decode(), unpack_state(value)
+
+    def fact(self, number_: int, key: str) -> int | None:
+        found = self._txn.get(FK, number(number_) + fact_key(key))
+        return None if found is None else unpack_number(found)
+
+    def facts(self, number_: int) -> Iterator[int]:
+        for _, value in self._under(FK, number(number_)):
+            yield unpack_number(value)
+
+    def position(self) -> int:
+        newest = next(self._txn.scan(EV, reverse=True), None)
+        floor = self._txn.get(META, META_FLOOR)
+        return max(0 if newest is None else _POSITION.unpack(newest[0])[0], 0 if floor is None else unpack_number(floor))
+
+    def place(self, number_: int, seq: int) -> int | None:
+        batch = self._batch(number_, seq)
+        return None if batch is None else batch[1] + seq - batch[0]
+
+    def record(self, number_: int, seq: int) -> bytes | None:
+        position = self.place(number_, seq)
+        return None if position is None else self._txn.get(EV, _POSITION.pack(position))
+
+    def records(self, number_: int, first: int, last: int) -> Iterator[tuple[int, int, bytes]]:
+        batch = self._batch(number_, first)
+        prefix = number(number_)
+        if batch is None or first > last:
+            return
+        batches = self._under(RS, prefix, prefix + number(batch[0]))
+        starts = ((take_number(rest, 0)[0], unpack_number(value)) for rest, value in batches)
+        current = next(starts, None)
+        while current is not None:
+            following = next(starts, None)
+            start, position = current
+            end = last if following is None else min(last, following[0] - 1)
+            for seq in range(max(start, first), end + 1):
+                place = position + seq - start
+                data = self._txn.get(EV, _POSITION.pack(place))
+                if data is not None:
+                    yield seq, place, data
+            if following is None or following[0] > last:
+                return
+            current = following
+
+    def after(self, position: int) -> Iterator[tuple[int, bytes]]:
+        for key, value in self._txn.scan(EV, _POSITION.pack(position + 1)):
+            yield _POSITION.unpack(key)[0], value
+
+    def live(self, *, before: int | None = None) -> Iterator[int]:
+        return self._numbers(LIVE, before)
+
+    def numbers(self, *, before: int | None = None) -> Iterator[int]:
+        return self._numbers(RUN, before)
+
+    def ended(self, status: RunStatus, *, before: tuple[int, int] | None = None) -> Iterator[tuple[int, int]]:
+        prefix = status_byte(status)
+        start = prefix + (_GREATEST if before is None else number(before[0]) + number(before[1]))
+        for key, _ in self._txn.scan(DONE, start, reverse=True):
+            if not key.startswith(prefix):
+                return
+            if before is not None and key == start:
+                continue
+            ended_ms, place = take_number(key, 1)
+            yield ended_ms, take_number(key, place)[0]
+
+    def named(self, first: UUID, last: UUID) -> Iterator[UUID]:
+        for key, _ in self._txn.scan(ID, first.bytes):
+            if key > last.bytes:
+                return
+            yield UUID(bytes=key)
+
+    def cursor(self, name: str) -> int | None:
+        found = self._txn.get(CUR, name.encode())
+        return None if found is None else unpack_number(found)
+
+    def _batch(self, number_: int, seq: int) -> tuple[int, int] | None:
+        """(first seq, position) of the batch in which a seq stands, if it stands in any."""
+        prefix = number(number_)
+        found = next(self._txn.scan(RS, prefix + number(seq), reverse=True), None)
+        if found is None or not found[0].startswith(prefix):
+            return None
+        return take_number(found[0], len(prefix))[0], unpack_number(found[1])
+
+    def _numbers(self, table: bytes, before: int | None) -> Iterator[int]:
+        start = b"" if before is None else number(before)
+        for key, _ in self._txn.scan(table, start, reverse=True):
+            if key != start:
+                yield take_number(key, 0)[0]
+
+    def _under(self, table: bytes, prefix: bytes, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        for key, value in self._txn.scan(table, start or prefix):
+            if not key.startswith(prefix):
+                return
+            yield key[len(prefix) :], value
+
+
+@final
+class TableBackend:
+    """See `journal.backend.JournalBackend`."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def bind(self, uuid: str) -> str:
+        with self._tables.read() as txn:
+            found = txn.get(META, META_UUID)
+        if found is not None:
+            return found.decode()
+        with self._tables.write() as txn:
+            found = txn.get(META, META_UUID)
+            if found is None:
+                txn.put(META, META_UUID, uuid.encode())
+        return uuid if found is None else found.decode()
+
+    @contextmanager
+    def look(self) -> Iterator[Look]:
+        with self._tables.read() as txn:
+            yield TableLook(txn)
+
+    def commit(
+        self, units: Sequence[Unit], admit: Callable[[Unit, Look], None], check: Callable[[Unit], None]
+    ) -> None:
+        with self._tables.write() as txn:
+            reach("append.locked")
+            look = TableLook(txn)
+            position = look.position()
+            for unit in units:
+                try:
+                    if unit.writes is None or any(_is_stale(look, write) for write in unit.writes):
+                        admit(unit, look)
+                    check(unit)
+                except (JournalError, StoreError) as error:
+                    unit.error = error
+                    continue
+                unit.positions = []
+                for write in unit.writes or ():
+                    unit.positions.append(position + 1)
+                    _write_run(txn, write, position + 1)
+                    position += len(write.records)
+            reach("append.written")
+        reach("append.committed")
+
+    def set_claim(self, number_: int, epoch: int, claim: ClaimRow | None) -> int:
+        with self._tables.write() as txn:
+            row = TableLook(txn).numbered(number_)
+            if row is None:
+                raise InvalidStream("bad_row", None, None, f"run number {number_} has no row")
+            if row.epoch == epoch and row.status is None:
+                _write_claim(txn, number(number_), claim)
+            return row.epoch
+
+    def set_cursor(self, name: str, position: int) -> None:
+        with self._tables.write() as txn:
+            txn.put(CUR, name.encode(), number(position))
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        with self._tables.write():
+            yield
+
+    def info(self) -> dict[str, int]:
+        return self._tables.info()
+
+    def close(self) -> None:
+        self._tables.close()
+
+
+def _is_stale(look: Look, write: RunWrite) -> bool:
+    """Whether what the write was made from has changed since."""
+    before = write.before
+    if before is None:
+        return look.next_number() != write.after.number or look.run(write.after.run_id) is not None
+    row = look.numbered(before.number)
+    return row is None or (row.head, row.epoch) != (before.head, before.epoch)
+
+
+def _write_run(txn: WriteTransaction, write: RunWrite, position: int) -> None:
+    row, key = write.after, number(write.after.number)
+    if write.before is None:
+        txn.put(META, META_NEXT_RUN, number(row.number + 1))
+        txn.put(ID, row.run_id.bytes, key)
+        if row.status is None:
+            txn.append(LIVE, key, b"")
+    if write.records:
+        first = row.head - len(write.records) + 1
+        txn.put(RS, key + number(first), number(position))
+    for place, data in enumerate(write.records):
+        txn.append(EV, _POSITION.pack(position + place), data)
+    for state_id, state in write.states.items():
+        txn.put(ST, key + state_id.encode(), pack_state(state))
+    for fact, seq in write.facts.items():
+        txn.put(FK, key + fact_key(fact), number(seq))
+    if row.status is not None and (write.before is None or write.before.status is None):
+        txn.delete(LIVE, key)
+        txn.put(DONE, status_byte(row.status) + number(row.updated_ms) + key, b"")
+    if write.claim is not None or write.drop_claim:
+        _write_claim(txn, key, write.claim)
+    (txn.append if write.before is None else txn.put)(RUN, key, pack_run(row))
+
+
+def _write_claim(txn: WriteTransaction, key: bytes, claim: ClaimRow | None) -> None:
+    if claim is None:
+        txn.delete(CL, key)
+    else:
+        txn.put(CL, key, pack_claim(claim))
