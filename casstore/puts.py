@@ -175,12 +175,25 @@ def _link(t: WriteTransaction, item: NewArtifact, data_id: int) -> None:
         t.put(LN, item.digest, b"".join(item.links))
 
 
+def _clear_pieces(t: WriteTransaction, data_id: int) -> int:
+    """Remove what is there, whatever a damaged record says of it; the bytes removed."""
+    prefix, found, size = u64(data_id), [], 0
+    for key, value in t.scan(D, prefix):
+        if not key.startswith(prefix):
+            break
+        found.append(key)
+        size += len(value)
+    for key in found:
+        t.delete(D, key)
+    return size
+
+
 def _heal(t: WriteTransaction, state: State, item: NewArtifact, row: IxRow, now_s: int) -> None:
     """Rewrite a damaged copy where it lies: same data_id, whole, so that no order changes (H12)."""
     old = t.get(DA, u64(row.data_id))
-    old_len = DaRow.unpack(old).stored_len if old is not None else 0
-    for piece in range(max(piece_count(old_len), piece_count(item.stored_len))):
-        t.delete(D, piece_key(row.data_id, piece))
+    old_len = _clear_pieces(t, row.data_id)
+    if old is not None and DaRow.unpack(old).digest == item.digest:
+        old_len = DaRow.unpack(old).stored_len  # what was counted, though pieces may be lost
     if item.upload is not None:  # a large one: move the good pieces under the old number
         for piece in range(piece_count(item.stored_len)):
             data = t.get(D, piece_key(item.upload, piece))

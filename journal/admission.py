@@ -17,7 +17,7 @@ from journal.backend import ClaimRow, Look, RunRow, RunWrite, StateRow, Tail
 from journal.envelopes import check_append
 from journal.errors import Claimed, Conflict, Fenced, InvalidStream
 from journal.events import DomainEvent, Event, RunStarted, StateFailed
-from journal.records import Batch, Context, context_of
+from journal.records import Batch, context_of
 from journal.storable import RETRY_AT
 from journal.views import LastFailure, OpenAttempt, RunView, StateEntries
 
@@ -92,16 +92,15 @@ def _made_before(request: RunAppend, token: bytes, look: Look, row: RunRow) -> i
     data = look.record(row.number, first)
     if last > row.head or data is None or token not in data:
         return None
-    place, offset = 0, 0
-    for seq, position, record in look.records(row.number, first, last):
+    place = 0
+    for event, (seq, position, record) in zip(request.events, look.records(row.number, first, last), strict=True):
         found = decode(look, row, record)
         if seq == first:
             if found.batch is None or found.batch != Batch(token, len(request.events)):
                 return None
             place = position
-        if found.event != request.events[offset]:
+        if found.event != event:
             return None
-        offset += 1
     return place
 
 

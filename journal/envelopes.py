@@ -101,6 +101,8 @@ class RunState:
         """Fact keys and their payloads."""
         return self.history.facts
 
+    __hash__ = None  # type: ignore[assignment]
+
     def __eq__(self, other: object) -> bool:
         if type(other) is not RunState:
             return NotImplemented

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Literal, final, overload
+from typing import Any, Final, Literal, TypeVar, final, overload
 from uuid import UUID
 
 import casstore
 from casstore import Root, Store
 from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, PoisonedHandle, ReadOnly
 from casstore.home import open_home
-from casstore.ids import ArtifactId
 from casstore.lmdb_tables import LmdbTables
 from casstore.processes import current_process, is_gone
 from journal import inspection, reading, records
@@ -46,6 +45,7 @@ from journal.table_backend import TableBackend
 
 __all__ = ["Appended", "Claim", "ClaimRequest", "Journal", "PendingAppend", "open_journal"]
 
+T = TypeVar("T")
 _POLL_S: Final = (0.001, 0.05)  # a follower looks this often: soon after an event, and after a while without any
 _HEX: Final = frozenset("0123456789abcdef-")
 
@@ -343,8 +343,7 @@ class Journal(RunOperations):
 
     def recoverable(self, *, op_id: str | None = None, limit: int | None = None) -> Iterator[RunSummary]:
         """Live runs that nobody holds, newest first, but for those whose last failure says to wait longer."""
-        for run in _take(self._recoverable(op_id), limit):
-            yield run
+        return _take(self._recoverable(op_id), limit)
 
     # -- cursors
 
@@ -630,7 +629,7 @@ def _cursor_name(name: str) -> str:
     return name
 
 
-def _take(items: Iterator[Any], limit: int | None) -> Iterator[Any]:
+def _take(items: Iterator[T], limit: int | None) -> Iterator[T]:
     if limit == 0:
         return
     for count, item in enumerate(items, 1):

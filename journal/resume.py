@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 from casstore.errors import MissingArtifact
 from journal import domain
+from journal.admission import ClaimRequest
 from journal.decisions import Decision, Enter, Orphaned
 from journal.envelopes import (
     RunState,
@@ -28,7 +29,6 @@ from journal.errors import Conflict, InvalidArgument, InvalidEvent, InvalidStrea
 from journal.events import DomainEvent, Event, RecordedEvent, RunStarted, forked_from, run_policy
 from journal.failures import RunStatus
 from journal.ids import check_op_id, parse_run_id
-from journal.admission import ClaimRequest
 from journal.recorder import (
     CANCELLED,
     Classifier,
@@ -264,18 +264,14 @@ class RunOperations:
         """Renews the claims of runs with an open attempt; its thread starts with the first of them."""
         return Renewer(CLAIM_TTL_MS / 1000 / PER_TTL)
 
-    @functools.wraps(start_run)
     def start_run(self, op_id: str, **options: Any) -> Run:
         return start_run(self, op_id, **options)
 
-    @functools.wraps(resume)
     def resume(self, run_id: UUID | str, *arguments: Any, **options: Any) -> Any:
         return resume(self, run_id, *arguments, **options)
 
-    @functools.wraps(fork)
     def fork(self, run_id: UUID | str, at_seq: int, new_run_id: UUID | str | None = None, **options: Any) -> Run:
         return fork(self, run_id, at_seq, new_run_id, **options)
 
-    @functools.wraps(cancel)
     def cancel(self, run_id: UUID | str, reason: str = CANCELLED) -> RunState:
         return cancel(self, run_id, reason)

@@ -94,7 +94,8 @@ class TableLook:
     def position(self) -> int:
         newest = next(self._txn.scan(EV, reverse=True), None)
         floor = self._txn.get(META, META_FLOOR)
-        return max(0 if newest is None else _POSITION.unpack(newest[0])[0], 0 if floor is None else unpack_number(floor))
+        last: int = 0 if newest is None else _POSITION.unpack(newest[0])[0]
+        return max(last, 0 if floor is None else unpack_number(floor))
 
     def place(self, number_: int, seq: int) -> int | None:
         batch = self._batch(number_, seq)

@@ -1,8 +1,9 @@
 """Races between gc and writers, each made to happen: an action of a writer is run at one named step of gc, for every
 step in turn. The holes are numbered as in the protocol (docs/GC.md)."""
 
-import casstore
 import pytest
+
+import casstore
 from casstore import ArtifactId, MissingArtifact, steps
 from casstore.backend import Verdict
 from casstore.marks import Marks

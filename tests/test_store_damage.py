@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import sys
 
-import casstore
 import lmdb
 import pytest
+
+import casstore
 from casstore import ArtifactId, Corrupt
 from casstore.rows import TABLES
 

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 
-import casstore
 import pytest
+
+import casstore
 from casstore import steps
 from casstore.testing import FakeRoots
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.progress import Progress
@@ -56,7 +57,7 @@ def register(cli: click.Group) -> None:
             with open_journal(home, store, read_only=dry_run) as jrn:
                 report = store.gc(jrn, dry_run=dry_run, keep_completed=keep_completed, grace=grace, force=force)
             file_bytes = store.stats().file_bytes
-        document = {
+        document: dict[str, Any] = {
             "gc": report.gc, "dry_run": dry_run, "removed": len(report.removed), "raw_bytes": report.raw_bytes,
             "stored_bytes": report.stored_bytes, "kept_bytes": report.kept_bytes, "live": report.live,
             "rescued": report.rescued, "file_bytes": file_bytes,

@@ -37,7 +37,7 @@ talk = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @final
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """`14d`, `1h`, `90s`, `0s`: whole seconds."""
 
     name = "duration"

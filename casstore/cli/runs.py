@@ -97,12 +97,13 @@ def register(cli: click.Group) -> None:
         with open_both(home, read_only=True) as (_, jrn):
             planned = jrn.resume(_known(jrn, run), dry_run=True)
             decision, events = planned.decision, planned.would_append
+        shown = _decision(decision)
         document = {
-            "run_id": str(planned.run_id), "decision": _decision(decision), "would_append": [to_json(e) for e in events]
+            "run_id": str(planned.run_id), "decision": shown, "would_append": [to_json(event) for event in events]
         }  # fmt: skip
 
         def text() -> None:
-            click.echo(" ".join(f"{key}={value}" for key, value in document["decision"].items()))
+            click.echo(" ".join(f"{key}={value}" for key, value in shown.items()))
             for event in events:
                 click.echo(f"  would append {json.dumps(to_json(event), ensure_ascii=False)}")
 

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from casstore.ids import ArtifactId
 from journal import envelopes, events
 from journal.decisions import Choose, Decision, End, Ended, Enter, Orphaned
-from journal.envelopes import KnownHistory, RunState, analyze, check_append, decide, new_policy, resume_events, validate_plan
+from journal.envelopes import (
+    KnownHistory,
+    RunState,
+    analyze,
+    check_append,
+    decide,
+    new_policy,
+    resume_events,
+    validate_plan,
+)
 from journal.errors import InvalidArgument, InvalidEvent, InvalidPlan, InvalidStream, StateNotInPlan
 from journal.events import (
     DomainEvent,
