@@ -49,7 +49,7 @@ _open_lock = threading.Lock()
 
 
 class _ForkGate:
-    """Holds a fork back until no transaction is open in this process.
+    """Holds a fork back until no transaction is open and no call in flight in this process.
 
     A child has to close what it inherited, and closing a handle with an open transaction would release the
     parent's reader slot: its snapshot could then be overwritten under it.
@@ -194,7 +194,8 @@ class Environment:
         if self.read_only:
             return
         try:
-            self._env.sync(True)
+            with _gate:  # py-lmdb's close waits for calls in flight, and in a forked child they never end
+                self._env.sync(True)
         except lmdb.Error as error:
             self._poison = f"flush failed: {error}"
             raise PoisonedHandle(str(self.path), self._poison) from error
@@ -208,8 +209,8 @@ class Environment:
     def info(self) -> dict[str, int]:
         """Facts for people: file and map size in bytes, pages used and free, readers, reader lag in commits."""
         self._check()
-        info = self._env.info()
         with self.read() as txn:
+            info = self._env.info()
             tables = [txn.stat(db) for db in self._databases.values()] + [self._env.stat()]
         used = 2 + sum(t["branch_pages"] + t["leaf_pages"] + t["overflow_pages"] for t in tables)
         return {
@@ -223,13 +224,15 @@ class Environment:
     def reader_check(self) -> int:
         """Clear the slots of readers whose process died; they would keep every page since from reuse."""
         self._check()
-        return int(self._env.reader_check())
+        with _gate:
+            return int(self._env.reader_check())
 
     def copy_to(self, path: Path, *, compact: bool) -> None:
         """Write a consistent copy into the existing empty directory `path`."""
         self._check()
         try:
-            self._env.copy(os.fsencode(path), compact=compact)
+            with _gate:
+                self._env.copy(os.fsencode(path), compact=compact)
         except lmdb.Error as error:
             raise self._translate(error) from error
 

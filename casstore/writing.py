@@ -293,8 +293,14 @@ class Writer:
                 raise StoreFull(self._path, f"the quota of {self._quota} bytes would be passed")
         if self._path and stored_len:
             disk = os.statvfs(self._path)
-            if disk.f_bavail * disk.f_frsize < stored_len + DISK_RESERVE_BYTES:
+            wanted = stored_len + DISK_RESERVE_BYTES
+            if disk.f_bavail * disk.f_frsize < wanted and self._reusable() < wanted:
                 raise StoreFull(self._path, "only the reserve that gc needs is left on the disk")
+
+    def _reusable(self) -> int:
+        """Bytes of pages that gc freed inside of the file: they need no disk."""
+        info = self._backend.info()
+        return info["pages_free"] * info["page_bytes"]
 
 
 class _PieceWriter:

@@ -9,7 +9,7 @@ import functools
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, Literal, final, overload
 from uuid import UUID, uuid4
 
 from casstore.errors import MissingArtifact
@@ -264,14 +264,59 @@ class RunOperations:
         """Renews the claims of runs with an open attempt; its thread starts with the first of them."""
         return Renewer(CLAIM_TTL_MS / 1000 / PER_TTL)
 
-    def start_run(self, op_id: str, **options: Any) -> Run:
-        return start_run(self, op_id, **options)
+    def start_run(
+        self, op_id: str, *, manifest: Any, context: Any, plan: Sequence[str] | None = None,
+        max_attempts: int = domain.DEFAULT_MAX_ATTEMPTS, run_id: UUID | str | None = None,
+        retryable: Classifier | None = None, claim: bool = True,
+    ) -> Run:  # fmt: skip
+        """Store manifest and context, then record RunStarted and run_policy in one append that takes the claim.
 
-    def resume(self, run_id: UUID | str, *arguments: Any, **options: Any) -> Any:
-        return resume(self, run_id, *arguments, **options)
+        Manifest and context are values, or ArtifactIds of what is stored. `retryable` says of an exception whether
+        another try may help. Arguments are checked before anything is written. Raises: InvalidPlan, InvalidOpId,
+        InvalidRunId, InvalidArgument, Conflict (the run id exists), MissingArtifact.
+        """
+        return start_run(self, op_id, manifest=manifest, context=context, plan=plan, max_attempts=max_attempts,
+                         run_id=run_id, retryable=retryable, claim=claim)  # fmt: skip
 
-    def fork(self, run_id: UUID | str, at_seq: int, new_run_id: UUID | str | None = None, **options: Any) -> Run:
-        return fork(self, run_id, at_seq, new_run_id, **options)
+    @overload
+    def resume(
+        self, run_id: UUID | str, plan: Sequence[str] | None = None, max_attempts: int | None = None, *,
+        dry_run: Literal[False] = False, steal: bool = False, claim: bool = True, retryable: Classifier | None = None,
+    ) -> Run: ...  # fmt: skip
+
+    @overload
+    def resume(
+        self, run_id: UUID | str, plan: Sequence[str] | None = None, max_attempts: int | None = None, *,
+        dry_run: Literal[True], steal: bool = False, claim: bool = True, retryable: Classifier | None = None,
+    ) -> ResumePoint: ...  # fmt: skip
+
+    def resume(
+        self, run_id: UUID | str, plan: Sequence[str] | None = None, max_attempts: int | None = None, *,
+        dry_run: bool = False, steal: bool = False, claim: bool = True, retryable: Classifier | None = None,
+    ) -> Run | ResumePoint:  # fmt: skip
+        """Go on with a run after its process died: read, decide, and record what follows in one append.
+
+        Without `plan` and `max_attempts` the recorded ones hold. `steal` takes the claim whoever holds it, and
+        `claim=False` takes none. With `dry_run` nothing is written and the answer says what would be.
+        Raises: RunNotFound, InvalidStream, InvalidPlan, StateNotInPlan, InvalidArgument, Claimed (nothing is
+        written), Conflict (another process was faster; not tried again).
+        """
+        return resume(self, run_id, plan, max_attempts, dry_run=dry_run, steal=steal, claim=claim, retryable=retryable)
+
+    def fork(
+        self, run_id: UUID | str, at_seq: int, new_run_id: UUID | str | None = None, *, claim: bool = True,
+        retryable: Classifier | None = None,
+    ) -> Run:  # fmt: skip
+        """Start a new run from what another had completed at `at_seq`; the source is left as it is.
+
+        Raises: RunNotFound, InvalidArgument, InvalidStream, Conflict (the new id exists), Collected (the
+        checkpoint's bytes are gone).
+        """
+        return fork(self, run_id, at_seq, new_run_id, claim=claim, retryable=retryable)
 
     def cancel(self, run_id: UUID | str, reason: str = CANCELLED) -> RunState:
+        """End a run whoever runs it, or nobody; a living owner is Fenced at its next append.
+
+        Cancelled already, nothing is written. Raises: RunNotFound, InvalidStream, InvalidEvent (it ended otherwise).
+        """
         return cancel(self, run_id, reason)

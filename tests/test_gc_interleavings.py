@@ -153,7 +153,7 @@ def scenarios(w):
     return {
         name: quietly(action)
         for name, action in locals().items()
-        if callable(action) and name not in ("w",) and not isinstance(action, ArtifactId)
+        if callable(action) and name != "w" and not isinstance(action, ArtifactId)
     }
 
 

@@ -209,7 +209,8 @@ def small_disk(tmp_path):
     """A file system of 24 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], capture_output=True, check=False)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
+    done = subprocess.run(mount, capture_output=True, check=False)
     if done.returncode:
         pytest.skip("file systems cannot be mounted here")
     yield place
