@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from casstore.backend import BlobBackend, Row
@@ -11,7 +11,7 @@ from casstore.errors import Corrupt, NotFound, StoreError
 from casstore.ids import ArtifactId
 from casstore.reading import Reader
 from casstore.reports import Finding, StoreStats, VerifyReport, Why
-from casstore.roots import RootSource
+from casstore.roots import Root, RootSource
 
 PAGE_ROWS: Final = 1000
 
@@ -104,16 +104,14 @@ def why(backend: BlobBackend, digest: bytes, roots: RootSource | None) -> Why:
             return Why(id=name, state="unknown", path=(), detail="no artifact of this id was ever collected here")
         detail = f"collected by gc {gone.gc} at unix time {gone.when_s} ({gone.raw_len} bytes)"
         return Why(id=name, state="collected", path=(), detail=detail)
-    parents: dict[bytes, tuple[bytes | None, str]] = {}
-    level: list[bytes] = []
-    for text, root in _all_roots(backend, roots):
-        if root not in parents:
-            parents[root] = (None, text)
-            level.append(root)
-    while level and digest not in parents:
-        level = _next_level(backend, parents, level)
-    if digest in parents:
-        return Why(id=name, state="live", path=_path(parents, digest), detail="reached from a root")
+    path = _path_to(backend, digest, _all_roots(backend, roots))
+    if path:
+        return Why(id=name, state="live", path=path, detail="reached from a root")
+    ended = [] if roots is None else (root for root in roots.live_roots(completed_after_ms=0) if not root.live)
+    path = _path_to(backend, digest, ((_shown(root), root.id.digest) for root in ended))
+    if path:
+        detail = "only runs that ended need it; gc takes it when they are older than --keep-completed"
+        return Why(id=name, state="retained", path=path, detail=detail)
     detail = f"nothing names it; last touched at unix time {row.touched_s}; a gc with a smaller grace takes it"
     return Why(id=name, state="unreferenced", path=(), detail=detail)
 
@@ -125,7 +123,24 @@ def _all_roots(backend: BlobBackend, roots: RootSource | None) -> Iterator[tuple
         yield f"lease {name}", digest
     if roots is not None:
         for root in roots.live_roots(completed_after_ms=None):
-            yield f"run {root.run}, seq {root.seq}, {root.field}", root.id.digest
+            yield _shown(root), root.id.digest
+
+
+def _shown(root: Root) -> str:
+    return f"run {root.run}, seq {root.seq}, {root.field}"
+
+
+def _path_to(backend: BlobBackend, digest: bytes, roots: Iterable[tuple[str, bytes]]) -> tuple[str, ...]:
+    """The shortest path from one of the roots, empty where there is none."""
+    parents: dict[bytes, tuple[bytes | None, str]] = {}
+    level: list[bytes] = []
+    for text, root in roots:
+        if root not in parents:
+            parents[root] = (None, text)
+            level.append(root)
+    while level and digest not in parents:
+        level = _next_level(backend, parents, level)
+    return _path(parents, digest) if digest in parents else ()
 
 
 def _next_level(

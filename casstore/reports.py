@@ -97,7 +97,7 @@ class StoreStats:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Why:
     """Why an artifact is there or not. `path` leads from a root to it, one step a line; empty when nothing
-    holds it. `state` is one of live, unreferenced, collected, unknown."""
+    holds it. `state` is one of live, retained (by runs that ended), unreferenced, collected, unknown."""
 
     id: ArtifactId
     state: str

@@ -85,8 +85,8 @@ def report(context: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
     """Write the report as an artifact of its own."""
     modules, weights = context["modules"], context["weights"]
     lines = ["# The most imported modules", ""]
-    for name in context["rank"][:20]:
-        lines.append(f"- {name}: weight {weights[name]}, {len(modules[name]['symbols'])} symbols")
+    lines += [f"- {name}: weight {weights[name]}, {len(modules[name]['symbols'])} symbols"
+              for name in context["rank"][:20]]  # fmt: skip
     broken = sorted(name for name, found in modules.items() if "error" in found)
     lines += ["", f"{len(modules)} modules, {len(broken)} of them not parsed."]
     text = attempt.output("\n".join(lines).encode(), kind="output", meta={"type": "text/markdown"})

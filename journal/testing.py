@@ -93,7 +93,7 @@ def _whole_run(journal: Journal) -> list[Event]:
         _entered(after, TWO),
         StateCompleted(state_id=TWO, context_snapshot_id=initial),
         events.run_ended("done"),
-        RunCompleted(status="completed", final_snapshot_id=initial),
+        RunCompleted(status=RunStatus.COMPLETED, final_snapshot_id=initial),
     ]  # fmt: skip
 
 
@@ -251,10 +251,11 @@ def illegal_streams_are_refused(factory: Factory) -> None:
             ("after_retryable_failure", [started, _entered(initial), _failed()], _entered(initial, TWO)),
             ("after_final_failure", [started, _entered(initial), _failed(retryable=False)],
              _entered(initial, attempt=1)),
-            ("completed_after_failure", [started, _entered(initial), _failed()], RunCompleted(status="completed")),
-            ("wrong_final_snapshot", [started], RunCompleted(status="completed", final_snapshot_id=after)),
-            ("run_completed_in_attempt", [started, _entered(initial)], RunCompleted(status="failed")),
-            ("after_run_completed", [started, RunCompleted(status="completed")], DomainEvent("note")),
+            ("completed_after_failure", [started, _entered(initial), _failed()],
+             RunCompleted(status=RunStatus.COMPLETED)),
+            ("wrong_final_snapshot", [started], RunCompleted(status=RunStatus.COMPLETED, final_snapshot_id=after)),
+            ("run_completed_in_attempt", [started, _entered(initial)], RunCompleted(status=RunStatus.FAILED)),
+            ("after_run_completed", [started, RunCompleted(status=RunStatus.COMPLETED)], DomainEvent("note")),
             ("fact_rebound", [started, fact(initial)], fact(after)),
             ("misplaced_fork", [started, DomainEvent("note")], events.forked_from(OTHER, 1, [], bytes(32))),
         ]  # fmt: skip
@@ -379,9 +380,9 @@ def lists_and_prefixes(factory: Factory) -> None:
         for place, (run_id, op_id) in enumerate(((RUN, "first"), (OTHER, "second"), (THIRD, "first"))):
             journal.append(run_id, 0, [_started(journal, op_id)])
             clock.advance(place + 1)
-        journal.append(OTHER, 1, [RunCompleted(status="failed")])
+        journal.append(OTHER, 1, [RunCompleted(status=RunStatus.FAILED)])
         clock.advance(1)
-        journal.append(RUN, 1, [RunCompleted(status="failed")])
+        journal.append(RUN, 1, [RunCompleted(status=RunStatus.FAILED)])
         assert [row.run_id for row in journal.runs()] == [THIRD, OTHER, RUN]
         assert [row.run_id for row in journal.runs(status="live")] == [THIRD]
         assert [row.run_id for row in journal.runs(status="failed")] == [RUN, OTHER]
@@ -471,7 +472,7 @@ def gc_keeps_what_live_runs_name(factory: Factory) -> None:
         assert [name for name, _ in report.removed] == [loose]
         assert set(journal.store) == named | {leaf}
         assert all(journal.store.get(name) for name in named) and journal.store.verify().ok
-        journal.append(RUN, len(written) + 1, [RunCompleted(status="completed")])
+        journal.append(RUN, len(written) + 1, [RunCompleted(status=RunStatus.COMPLETED)])
         assert journal.store.gc(journal, grace=0).removed == ()  # it ended less than 14 days ago
         assert len(journal.store.gc(journal, grace=0, keep_completed=0).removed) == len(named) + 1
         assert journal.verify() == [] and journal.head(RUN) == len(written) + 2  # events are never removed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+from typing import Any, final
 
 import click
 
@@ -12,9 +14,26 @@ import journal
 from casstore.cli.options import report_error
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@final
+class _Commands(click.Group):
+    """A reader such as `head` that goes away is no failure; click would end with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python must not complain about the rest at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return result
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="casstore")
-def cli() -> None:
+@click.option("--home", type=click.Path(path_type=Path), default=None, help="The store's directory.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def cli(home: Path | None, as_json: bool) -> None:
     """Artifacts and the journal of runs that name them, in one directory.
 
     Results go to stdout and all else to stderr. Exit codes: 0 done, 1 failure, 2 usage, 3 damage found, 4 stopped
@@ -33,15 +52,10 @@ def main() -> None:
     """Run, and end with the exit code. No traceback for what a user can cause."""
     try:
         code = cli.main(standalone_mode=False)
-        sys.stdout.flush()
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.Abort:
         code = 130
-    except BrokenPipeError:
-        # A reader such as `head` went away: that is no failure, and Python must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except (click.ClickException, casstore.StoreError, journal.JournalError, OSError) as error:
         code = report_error(error)
     sys.exit(code if isinstance(code, int) else 0)

@@ -83,8 +83,9 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., Any]], Cal
         @click.option("--json", "as_json", is_flag=True, help="One JSON document, or one a line for lists.")
         @functools.wraps(function)
         def run(*args: Any, home: Path | None, as_json: bool, **kwargs: Any) -> Any:
-            place = home or Path(os.environ.get("CASSTORE_HOME") or DEFAULT_HOME)
-            return function(place, Out(as_json=as_json), *args, **kwargs)
+            before = click.get_current_context().find_root().params  # they may also stand before the command
+            place = home or before.get("home") or Path(os.environ.get("CASSTORE_HOME") or DEFAULT_HOME)
+            return function(place, Out(as_json=as_json or before.get("as_json", False)), *args, **kwargs)
 
         return run
 

@@ -29,7 +29,7 @@ def register(cli: click.Group) -> None:
             for row in jrn.runs(status=status, limit=limit):
                 shown = row.status.value if row.status else "live"
                 document = {
-                    "run_id": str(row.run_id), "status": shown, "op_id": row.op_id, "events": row.head,
+                    "run_id": str(row.run_id), "status": shown, "op_id": row.op_id, "head": row.head,
                     "started_ms": row.started_ms, "updated_ms": row.updated_ms,
                 }  # fmt: skip
                 line = f"{row.run_id}  {shown:9}  {row.head:>6} events  {_when(row.updated_ms)}  {row.op_id}"
@@ -42,13 +42,12 @@ def register(cli: click.Group) -> None:
         """Print the events of a run, oldest first."""
         with open_both(home, read_only=True) as (_, jrn):
             run_id = _known(jrn, run)
-            seq = 0
-            for event in jrn.read(run_id):
+            events = jrn.read(run_id)
+            for event in events:
                 out.line(to_json(event), _line(event))
-                seq = event.seq
-            if not follow:
+            if not follow or isinstance(events[-1].event, journal.RunCompleted):
                 return
-            for event in jrn.feed(after=jrn.position_of(run_id, seq), follow=True):
+            for event in jrn.feed(after=events[-1].position, follow=True):
                 if event.run_id == run_id:
                     out.line(to_json(event), _line(event))
                     if isinstance(event.event, journal.RunCompleted):
@@ -71,7 +70,7 @@ def register(cli: click.Group) -> None:
                 steps.append(event)
         document = {
             "run_id": str(state.run_id), "op_id": state.op_id, "status": state.status.value if state.status else "live",
-            "events": state.head, "manifest_id": str(state.manifest_id), "checkpoint_id": str(state.checkpoint_id),
+            "head": state.head, "manifest_id": str(state.manifest_id), "checkpoint_id": str(state.checkpoint_id),
             "final_snapshot_id": str(state.final_snapshot_id) if state.final_snapshot_id else None,
             "completed": list(state.completed), "attempts": attempts,
             "open_attempt": state.open_attempt.state_id if state.open_attempt else None,
@@ -116,6 +115,9 @@ def register(cli: click.Group) -> None:
         """End a live run as cancelled, whoever runs it: its owner is fenced at its next append."""
         with open_both(home, read_only=False) as (_, jrn):
             run_id = _known(jrn, run)
+            status = jrn.run_state(run_id).status
+            if status not in (None, journal.RunStatus.CANCELLED):
+                raise click.ClickException(f"run {run_id} is {status} already")
             jrn.cancel(run_id, reason)
         out.document({"run_id": str(run_id), "status": "cancelled"}, lambda: click.echo(f"cancelled {run_id}"))
 

@@ -1,0 +1,257 @@
+"""The command line as a user meets it: each command, for people and as JSON, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+import casstore
+import journal
+
+A, B = "flow.step.a", "flow.step.b"
+
+
+def run(*arguments: object, stdin: bytes = b"", home: Path | None = None) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one command in a process of its own."""
+    environment = {**os.environ, "CASSTORE_HOME": str(home)} if home else os.environ
+    line = [sys.executable, "-m", "casstore.cli.main", *map(str, arguments)]
+    done = subprocess.run(line, input=stdin, capture_output=True, env=environment, check=False)
+    error = done.stderr.decode()
+    assert "Traceback" not in error, error
+    return done.returncode, done.stdout.decode(), error
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, a run whose process died inside of an attempt, and an artifact that nothing names."""
+    place = tmp_path_factory.mktemp("cli") / "home"
+    with journal.open(place) as jrn:
+        done = jrn.start_run("done", manifest={"n": 1}, context={"n": 0}, plan=[A], run_id=UUID(int=0xD0 << 120))
+        with done.enter(A) as attempt:
+            attempt.fact("price|btc", 17)
+            attempt.complete({"n": 1})
+        done.complete()
+        dead = jrn.start_run("dead", manifest={"n": 2}, context={"n": 0}, plan=[A, B], run_id=UUID(int=0xE0 << 120))
+        dead.enter(A)
+        jrn.store.put(b"nothing names it")
+    return place
+
+
+@pytest.fixture
+def opened(home: Path) -> Iterator[Any]:
+    with journal.open(home, read_only=True) as jrn:
+        yield jrn
+
+
+def document(home: Path, *arguments: object) -> Any:
+    code, out, error = run(*arguments, "--json", home=home)
+    assert code == 0, error
+    return json.loads(out)
+
+
+def lines(home: Path, *arguments: object) -> list[Any]:
+    code, out, error = run(*arguments, "--json", home=home)
+    assert code == 0, error
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_init_put_cat_info_ls(tmp_path: Path) -> None:
+    """A store is made, files and standard input go in, and come out as they were."""
+    home, file = tmp_path / "home", tmp_path / "file"
+    file.write_bytes(b"content\x00" * 1000)
+    assert document(home, "init")["created"] is True and document(home, "init")["created"] is False
+    code, out, _ = run("put", file, "-", "--kind", "output", stdin=b"from stdin", home=home)
+    assert code == 0
+    names = out.split()
+    assert names == [str(casstore.ArtifactId.of(data)) for data in (file.read_bytes(), b"from stdin")]
+    assert run("cat", names[0][:12], home=home)[1].encode() == file.read_bytes()
+    assert lines(home, "put", file)[0]["id"] == names[0]
+    info = document(home, "info", names[0][:12])
+    assert (info["id"], info["size_bytes"], info["kinds"]) == (names[0], 8000, ["output", "other"])
+    assert "8000" in run("info", names[0], home=home)[1]
+    assert {item["id"] for item in lines(home, "ls")} == set(names)
+    assert [item["id"] for item in lines(home, "ls", "--kind", "other")] == [names[0]]
+    assert len(run("ls", "--limit", 1, home=home)[1].splitlines()) == 1
+
+
+def test_values_are_shown_as_json(tmp_path: Path) -> None:
+    """A stored value is printed with its links."""
+    with casstore.open(tmp_path / "home") as store:
+        child = store.put(b"child")
+        name = store.put_value({"a": [1, None, child]})
+    assert document(tmp_path / "home", "cat", name) == {"a": [1, None, {"/": str(child)}]}
+
+
+def test_pins(tmp_path: Path) -> None:
+    """Pin, list, unpin; an unknown pin is an error."""
+    with casstore.open(tmp_path / "home") as store:
+        name = store.put(b"x")
+    home = tmp_path / "home"
+    assert run("pin", "release", str(name)[:8], home=home)[0] == 0
+    assert lines(home, "pin") == [{"name": "release", "id": str(name)}]
+    assert run("pin", "release", "--delete", home=home)[0] == 0
+    assert lines(home, "pin") == []
+    code, _, error = run("pin", "release", "--delete", home=home)
+    assert code == 1 and "release" in error
+    assert run("pin", "release", home=home)[0] == 2
+
+
+def test_runs_log_show(home: Path) -> None:
+    """Runs are listed newest first; the log has every event, and show sums up."""
+    assert [row["op_id"] for row in lines(home, "runs")] == ["dead", "done"]
+    assert [row["op_id"] for row in lines(home, "runs", "--status", "live")] == ["dead"]
+    assert "completed" in run("runs", home=home)[1]
+    events = lines(home, "log", "d000")
+    assert [item["event"]["type"] for item in events] == [
+        "RunStarted", "DomainEvent", "StateEntered", "DomainEvent", "StateCompleted", "RunCompleted"
+    ]  # fmt: skip
+    code, out, _ = run("log", "d000", home=home)
+    assert code == 0 and len(out.splitlines()) == 6 and "fact_recorded" in out
+    assert run("log", "d000", "--follow", home=home)[1] == out  # the run has ended, so there is nothing to follow
+    shown = document(home, "show", "d000")
+    assert (shown["status"], shown["head"], shown["completed"], shown["attempts"]) == ("completed", 6, [A], {A: 1})
+    assert shown["final_snapshot_id"] == shown["checkpoint_id"]
+    assert document(home, "show", "e000")["open_attempt"] == A
+    assert "checkpoint" in run("show", "e000", home=home)[1]
+
+
+def test_resume_point_changes_nothing(home: Path, opened: Any) -> None:
+    """It says what a resume would append, and appends nothing."""
+    before = opened.head(UUID(int=0xE0 << 120))
+    point = document(home, "resume-point", "e000")
+    assert point["decision"]["action"] == "enter" and point["decision"]["attempt"] == 1
+    assert [event["type"] for event in point["would_append"]] == ["StateFailed"]
+    assert document(home, "resume-point", "d000")["decision"]["action"] == "ended"
+    assert "StateFailed" in run("resume-point", "e000", home=home)[1]
+    assert opened.head(UUID(int=0xE0 << 120)) == before
+
+
+def test_why_stats_verify(home: Path, opened: Any) -> None:
+    """Each artifact can be explained; the numbers add up; nothing is damaged."""
+    live = opened.run_state(UUID(int=0xE0 << 120)).manifest_id
+    ended = opened.run_state(UUID(int=0xD0 << 120)).manifest_id
+    loose = casstore.ArtifactId.of(b"nothing names it")
+    for name, state in ((live, "live"), (ended, "retained"), (loose, "unreferenced")):
+        assert document(home, "why", str(name)[:16])["state"] == state
+    assert "manifest_id" in run("why", live, home=home)[1]
+    stats = document(home, "stats")
+    assert (stats["runs"], stats["events"], stats["artifacts"]) == (2, 9, len(opened.store))
+    assert "events" in run("stats", home=home)[1]
+    verified = document(home, "verify")
+    assert verified["findings"] == [] and verified["artifacts"] == stats["artifacts"]
+    assert run("verify", home=home)[1].strip().endswith("0 findings")
+
+
+def test_gc_and_cancel(tmp_path: Path) -> None:
+    """A dry run says what a real one does; scenario 31: a run given up by its process is cancelled, then collected."""
+    home = tmp_path / "home"
+    with journal.open(home) as jrn:
+        run_id = jrn.start_run("dead", manifest={"n": 2}, context={"n": 0}, plan=[A]).run_id
+        loose = jrn.store.put(b"loose")
+    dry = document(home, "gc", "--dry-run", "--grace", "0s", "--list")
+    assert (dry["removed"], dry["ids"], dry["dry_run"]) == (1, [str(loose)], True)
+    real = document(home, "gc", "--grace", "0s", "--list")
+    assert (real["removed"], real["ids"], real["live"]) == (1, [str(loose)], dry["live"])
+    code, out, _ = run("gc", "--grace", "0s", home=home)
+    assert code == 0 and out.startswith("removed 0 artifacts")
+    assert document(home, "cancel", str(run_id)[:8])["status"] == "cancelled"
+    assert document(home, "gc", "--grace", "0s")["removed"] == 0  # it ended less than 14 days ago
+    assert document(home, "gc", "--grace", "0s", "--keep-completed", "0s", "--force")["removed"] == 2
+    assert document(home, "why", loose)["state"] == "collected"
+    code, _, error = run("cat", loose, home=home)
+    assert code == 1 and "collected" in error
+    code, _, error = run("cancel", str(run_id)[:8], home=home)
+    assert code == 0  # cancelled already
+
+
+def test_gc_refuses_without_a_journal(tmp_path: Path) -> None:
+    """A home without a journal has nothing that says what is live: exit code 5, nothing removed."""
+    with casstore.open(tmp_path / "home") as store:
+        store.put(b"x")
+    code, _, error = run("gc", "--grace", "0s", home=tmp_path / "home")
+    assert code == 5 and "journal" in error
+    with casstore.open(tmp_path / "home") as store:
+        assert len(store) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["frobnicate"], 2, "frobnicate"),
+        (["info"], 2, "ID"),
+        (["info", "xyz"], 2, "xyz"),
+        (["info", "0000"], 1, "0000"),
+        (["info", "0" * 64], 1, "000000"),
+        (["cat", "0" * 64], 1, "000000"),
+        (["log", "0000"], 1, "0000"),
+        (["log", "nonsense"], 2, "nonsense"),
+        (["cancel", "d000"], 1, "completed"),
+        (["gc", "--grace", "soon"], 2, "soon"),
+        (["gc", "--grace", "-1h"], 2, "-1h"),
+        (["put", "/no/such/file"], 1, "/no/such/file"),
+        (["runs", "--status", "lost"], 2, "lost"),
+        (["pin", "", "0" * 64], 2, "name"),
+    ],
+)
+def test_mistakes_are_one_clear_line(home: Path, arguments: list[str], code: int, word: str) -> None:
+    """The line names what was wrong; with --json a document says the same with a stable code."""
+    found, out, error = run(*arguments, home=home)
+    assert (found, out) == (code, "") and word in error and len(error.splitlines()) == 1
+    found, out, _ = run(*arguments, "--json", home=home)
+    assert found == code and json.loads(out)["error"]["code"]
+
+
+def test_homes_that_are_none(tmp_path: Path) -> None:
+    """No store: 10. A file, a newer format, a cut data file: a line that says so."""
+    file = tmp_path / "file"
+    file.write_text("no store")
+    for command in (["ls"], ["runs"], ["gc"], ["verify"], ["stats"], ["put", file], ["cancel", "d000"]):
+        code, _, error = run(*command, home=tmp_path / "none")
+        assert code == 10 and "casstore init" in error and not (tmp_path / "none").exists()
+        code, _, error = run(*command, home=file)
+        assert code == 1 and "it is a file" in error
+    journal.open(tmp_path / "home").close()
+    form = tmp_path / "home" / "FORMAT"
+    text = form.read_text()
+    form.write_text(text.replace("format: 1", "format: 99"))
+    code, _, error = run("ls", home=tmp_path / "home")
+    assert code == 1 and "99" in error
+    form.write_text(text)
+    for data in (tmp_path / "home" / "journal" / "data.mdb", tmp_path / "home" / "store" / "1" / "data.mdb"):
+        whole = data.read_bytes()
+        os.truncate(data, 9000)
+        code, _, error = run("runs", home=tmp_path / "home")
+        assert code == 3 and "data.mdb" in error
+        data.write_bytes(whole)
+    assert run("verify", home=tmp_path / "home")[0] == 0
+
+
+def test_damage_has_its_exit_code(tmp_path: Path) -> None:
+    """A flipped bit in an artifact: verify names it and exits with 3, cat refuses with 3."""
+    with journal.open(tmp_path / "home") as jrn:
+        name = jrn.store.put(os.urandom(5000))
+        with jrn.store._backend._tables.write() as txn:  # type: ignore[attr-defined]
+            key, piece = next(txn.scan(b"d1"))
+            txn.put(b"d1", key, bytes([piece[0] ^ 1]) + piece[1:])
+    code, out, _ = run("verify", "--json", home=tmp_path / "home")
+    assert code == 3 and [finding["id"] for finding in json.loads(out)["findings"]] == [str(name)]
+    code, out, error = run("cat", name, home=tmp_path / "home")
+    assert (code, out) == (3, "") and str(name)[:16] in error
+
+
+def test_a_reader_that_goes_away_is_no_failure(tmp_path: Path) -> None:
+    """`casstore ls | head` ends without a word."""
+    with casstore.open(tmp_path / "home") as store:
+        for n in range(3000):
+            store.put(b"%d" % n, durable=False)
+    line = f"{sys.executable} -m casstore.cli.main ls --home {tmp_path / 'home'} | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, check=False)
+    assert done.returncode == 0 and done.stderr == b"" and len(done.stdout.splitlines()) == 1
