@@ -1,13 +1,16 @@
 """Structured values as DAG-CBOR (the public IPLD specification), in which an ArtifactId is a link.
 
 Two encoders that make identical bytes: libipld (fast) behind a guard, and cbor2 on a normalised copy (the
-reference). libipld writes bytes that look like a CID as a link, so whenever its output could hold a link, or it
-refuses, the reference decides.
+reference). libipld writes bytes that look like a CID as a link, maps subclasses silently, and recurses until a small
+stack overflows; so where any of these could be, or it refuses, the reference decides.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import resource
+import threading
 from typing import Any, Final
 
 import cbor2
@@ -18,6 +21,8 @@ from casstore.ids import ArtifactId
 
 MAX_DEPTH: Final = 128  # containers inside containers; well below where cbor2 overflows a thread's stack
 _INT_MIN, _INT_MAX = -(1 << 64), (1 << 64) - 1
+_LEAVES: Final = frozenset({str, int, float, bool, type(None), bytes})
+_CONTAINER_HEADS: Final = bytes(range(0x80, 0xBC))
 _LINK_TAG: Final = 42
 _LINK_MARK: Final = b"\xd8\x2a"
 _CID_PREFIX: Final = b"\x00\x01\x55\x1e\x20"  # multibase identity, CIDv1, raw, blake3, 32 bytes
@@ -29,13 +34,13 @@ def encode(value: object) -> tuple[bytes, tuple[ArtifactId, ...]]:
     Profile: None, bool, int in [-2^64, 2^64), finite float, str, bytes, list, dict with str keys, ArtifactId; a
     tuple is stored as a list, a bytearray as bytes, -0.0 as 0.0. Raises: InvalidValue with the path.
     """
+    if not _is_simple(value):
+        return encode_reference(value)
     try:
         data = libipld.encode_dag_cbor(value)
     except Exception:
         return encode_reference(value)
-    if _LINK_MARK in data or _may_be_deep(data):
-        return encode_reference(value)
-    return data, ()
+    return encode_reference(value) if _LINK_MARK in data else (data, ())
 
 
 def encode_reference(value: object) -> tuple[bytes, tuple[ArtifactId, ...]]:
@@ -52,7 +57,7 @@ def decode(data: bytes) -> Any:
     """
     if type(data) is not bytes:
         raise InvalidValue("$", f"bytes are wanted, not {type(data).__name__}")
-    if _LINK_MARK not in data:
+    if _LINK_MARK not in data and not _may_overflow(data):
         try:
             value = libipld.decode_dag_cbor(data)
         except Exception as error:
@@ -70,29 +75,44 @@ def links(data: bytes) -> tuple[ArtifactId, ...]:
     return encode(decode(data))[1] if _LINK_MARK in data else ()
 
 
-def _may_be_deep(data: bytes) -> bool:
-    """Whether the bytes could nest deeper than allowed: only a document with enough container heads can, and
-    each level costs a byte, so short or flat documents never ask the reference."""
-    if len(data) <= MAX_DEPTH:
-        return False
-    # A cheap bound first: the walk below costs a decode, and nearly every context is shallow.
-    depth = _depth(libipld.decode_dag_cbor(data))
-    return depth > MAX_DEPTH
+def _is_simple(value: object) -> bool:
+    """Whether the fast encoder may be asked: exact types that it knows, and no deeper than allowed.
 
-
-def _depth(value: object) -> int:
-    """Containers inside containers, level by level: no recursion, whatever the input."""
-    depth, level = 0, [value]
-    while level:
+    It recurses, and overflows a small stack before it refuses; subclasses it would map without a word.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
         below: list[object] = []
         for item in level:
-            if type(item) is list:
-                below += item
-            elif type(item) is dict:
-                below += item.values()
-        depth += 1
-        level = [item for item in below if type(item) is list or type(item) is dict]
-    return depth
+            kind = type(item)
+            if kind in _LEAVES:
+                continue
+            if kind is dict:
+                below += item.values()  # type: ignore[attr-defined]
+            elif kind is list:
+                below += item  # type: ignore[arg-type]
+            else:
+                return False
+        if not below:
+            return True
+        level = below
+    return False
+
+
+def _may_overflow(data: bytes) -> bool:
+    """Whether decoding by recursion could overflow this thread's stack: many containers, and a stack that is not
+    known to be large. Threads made with a small stack_size, and those of musl, have small ones."""
+    heads = len(data) - len(data.translate(None, _CONTAINER_HEADS))
+    return heads > MAX_DEPTH and (threading.stack_size() != 0 or not _LARGE_STACKS)
+
+
+def _large_stacks() -> bool:
+    """Whether threads have stacks of a MiB and more unless asked otherwise."""
+    try:
+        soft = resource.getrlimit(resource.RLIMIT_STACK)[0]
+        return bool(os.confstr("CS_GNU_LIBC_VERSION")) and (soft == resource.RLIM_INFINITY or soft >= 1 << 20)
+    except (ValueError, OSError):
+        return False
 
 
 def _normal(value: object, path: str, depth: int, links: dict[ArtifactId, None]) -> Any:
@@ -178,3 +198,6 @@ def _decode_with_links(data: bytes) -> Any:
         raise
     except Exception as error:
         raise InvalidValue("$", f"not DAG-CBOR: {error}") from error
+
+
+_LARGE_STACKS: Final = _large_stacks()

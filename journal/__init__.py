@@ -11,6 +11,7 @@
 """
 
 from journal.admission import ClaimRequest
+from journal.appends import Appended, Claim, PendingAppend
 from journal.attempt import Attempt
 from journal.context_codec import ContextCodec, DataclassCodec, PlainCodec, PydanticCodec
 from journal.decisions import Choose, Decision, End, Ended, Enter, Orphaned
@@ -58,7 +59,7 @@ from journal.events import (
 )
 from journal.failures import ErrorCategory, ErrorInfo, RunStatus, StateError
 from journal.inspection import Finding
-from journal.log import Appended, Claim, Journal, PendingAppend
+from journal.log import Journal
 from journal.log import open_journal as open
 from journal.reading import RunSummary
 from journal.recorder import Run

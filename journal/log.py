@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, final, overload
 from uuid import UUID
 
 import casstore
 from casstore import Root, Store
-from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, PoisonedHandle, ReadOnly
+from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, ReadOnly
 from casstore.home import open_home
 from casstore.lmdb_tables import LmdbTables
 from casstore.processes import current_process, is_gone
 from journal import inspection, reading, records
-from journal.admission import AlreadyThere, ClaimRequest, RunAppend, Terms, admit, is_free
-from journal.backend import ClaimRow, JournalBackend, Look, RunWrite
-from journal.commits import Committer, Pending
+from journal.admission import ClaimRequest, RunAppend, Terms, is_free
+from journal.appends import Appended, Appender, Claim, PendingAppend, request_of
+from journal.backend import ClaimRow, JournalBackend
 from journal.context_codec import ContextCodec, PlainCodec
-from journal.envelopes import RunState, check_imported
+from journal.envelopes import RunState
 from journal.errors import (
     AmbiguousRun,
     Conflict,
@@ -31,11 +30,9 @@ from journal.errors import (
     InvalidEvent,
     InvalidRunId,
     JournalClosed,
-    MissingArtifact,
-    OutcomeUnknown,
     RunNotFound,
 )
-from journal.events import Event, RecordedEvent, check_event, links
+from journal.events import Event, RecordedEvent
 from journal.failures import RunStatus, check_member
 from journal.ids import check_int, parse_run_id
 from journal.reading import RunSummary
@@ -43,67 +40,11 @@ from journal.resume import CLAIM_TTL_MS, RunOperations
 from journal.rows import TABLES
 from journal.table_backend import TableBackend
 
-__all__ = ["Appended", "Claim", "ClaimRequest", "Journal", "PendingAppend", "open_journal"]
+__all__ = ["Journal", "open_journal"]
 
 T = TypeVar("T")
 _POLL_S: Final = (0.001, 0.05)  # a follower looks this often: soon after an event, and after a while without any
 _HEX: Final = frozenset("0123456789abcdef-")
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """The right to append to a run, until `until_ms` and longer while renewed. A later epoch fences it."""
-
-    run_id: UUID
-    epoch: int
-    owner: str
-    until_ms: int
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Appended:
-    """Where a batch stands: its first and last seq, and the position of its last event.
-
-    `existing` says that an earlier append with this token had written it. After an empty batch `last_seq` is the
-    head. `claim` is there where the append was asked to take it.
-    """
-
-    run_id: UUID
-    first_seq: int
-    last_seq: int
-    position: int
-    existing: bool = False
-    claim: Claim | None = None
-
-
-class _Append(Pending):
-    """An append on its way: what was asked, and the answers once it is done."""
-
-    __slots__ = ("answers", "named", "requests", "token")
-
-    def __init__(self, requests: list[RunAppend], token: bytes | None) -> None:
-        super().__init__(sum(len(request.events) for request in requests))
-        self.requests, self.token = requests, token
-        self.named = [link for request in requests for event in request.events for link in links(event)]
-        self.answers: list[RunWrite | AlreadyThere] = []
-
-
-@final
-class PendingAppend:
-    """An append that nobody waits for yet."""
-
-    def __init__(self, journal: Journal, pending: _Append) -> None:
-        self._journal, self._pending = journal, pending
-
-    def done(self) -> bool:
-        """Whether it is durable, or refused."""
-        return self._pending.done.is_set()
-
-    def result(self) -> Appended:
-        """Wait until it is durable. Raises: what append raises."""
-        return next(iter(self._journal._answer(self._pending).values()))
 
 
 @final
@@ -124,7 +65,7 @@ class Journal(RunOperations):
         self.read_only = read_only
         self._backend, self._clock, self._name, self._on_close = backend, clock, name, on_close
         self._claim_ttl_ms = claim_ttl_ms
-        self._committer = Committer(self._commit_group)
+        self._appender = Appender(backend, store, self._terms)
         self._pid = os.getpid()
         self._closed = False
 
@@ -156,12 +97,10 @@ class Journal(RunOperations):
         was written), OutcomeUnknown.
         """
         self._check(write=True)
-        pending = _Append([_request(run_id, expected_seq, events, epoch, claim)], _token(token))
-        self._committer.submit(pending)
+        request = request_of(run_id, expected_seq, events, epoch, claim)
         if not wait:
-            self._committer.start_thread()
-            return PendingAppend(self, pending)
-        return next(iter(self._answer(pending).values()))
+            return self._appender.append_later(request, token)
+        return self._appender.append([request], token)[request.run_id]
 
     def append_many(
         self, batches: Mapping[UUID | str, tuple[int, Iterable[Event | RecordedEvent]]], *,
@@ -175,16 +114,12 @@ class Journal(RunOperations):
         given = {parse_run_id(run_id): epoch for run_id, epoch in (epochs or {}).items()}
         requests: dict[UUID, RunAppend] = {}
         for name, (expected_seq, events) in batches.items():
-            request = _request(name, expected_seq, events, None, None)
+            request = request_of(name, expected_seq, events)
             request.epoch = given.get(request.run_id)
             if request.run_id in requests:
                 raise InvalidArgument("batches", f"run {request.run_id} stands there twice")
             requests[request.run_id] = request
-        if not requests:
-            return {}
-        pending = _Append(list(requests.values()), _token(token))
-        self._committer.submit(pending)
-        return self._answer(pending)
+        return self._appender.append(requests.values(), token) if requests else {}
 
     # -- read
 
@@ -410,7 +345,7 @@ class Journal(RunOperations):
             return
         if self._pid == os.getpid():
             self.renewer.close()
-            self._committer.close()
+            self._appender.close()
             self._closed = True
             self._on_close()
         self._closed = True
@@ -444,78 +379,6 @@ class Journal(RunOperations):
 
     def _terms(self) -> Terms:
         return Terms(self._now_ms(), current_process(), self._claim_ttl_ms, is_gone)
-
-    def _answer(self, pending: _Append) -> dict[UUID, Appended]:
-        self._committer.finish(pending)
-        if pending.error is not None:
-            raise pending.error
-        positions = iter(pending.positions)
-        return {
-            request.run_id: _appended(request, answer, positions)
-            for request, answer in zip(pending.requests, pending.answers, strict=True)
-        }
-
-    def _commit_group(self, group: Sequence[Pending]) -> None:
-        """Admit outside of the lock what can be, flush the store once for all, then commit."""
-        appends = [pending for pending in group if isinstance(pending, _Append)]
-        terms = self._terms()
-        self._admit_all(appends, terms)
-        waiting = [append for append in appends if append.error is None and append.writes != []]
-        if not waiting:
-            return
-        synced = self.store.sync() if any(append.named for append in waiting) else 0  # 1: the barrier
-
-        def again(unit: Any, look: Look) -> None:
-            self._admit(unit, look, terms, look.next_number())
-
-        def check(unit: Any) -> None:
-            if unit.writes:
-                self._check_named(unit, synced)
-
-        try:
-            self._backend.commit(waiting, again, check)
-        except PoisonedHandle as error:
-            raise OutcomeUnknown("an append", str(error)) from error
-
-    def _admit_all(self, appends: Sequence[_Append], terms: Terms) -> None:
-        """A second append to a run in one group has to wait for the first: it is admitted under the lock."""
-        seen: set[UUID] = set()
-        with self._backend.look() as look:
-            number = look.next_number()
-            for append in appends:
-                runs = {request.run_id for request in append.requests}
-                if seen & runs:
-                    continue
-                seen |= runs
-                try:
-                    self._admit(append, look, terms, number)
-                except Exception as error:
-                    append.error = error
-                    continue
-                number += sum(write.before is None for write in append.writes or ())
-
-    def _admit(self, append: _Append, look: Look, terms: Terms, number: int) -> None:
-        answers: list[RunWrite | AlreadyThere] = []
-        for request in append.requests:
-            answer = admit(request, append.token, look, terms, number=number)
-            number += isinstance(answer, RunWrite) and answer.before is None
-            answers.append(answer)
-        writes = [answer for answer in answers if isinstance(answer, RunWrite)]
-        if writes:
-            for request, answer in zip(append.requests, answers, strict=True):
-                if isinstance(answer, AlreadyThere) and answer.existing:
-                    assert answer.row is not None
-                    raise Conflict(request.run_id, request.expected_seq, answer.row.head)
-        append.answers, append.writes = answers, writes
-
-    def _check_named(self, append: _Append, synced: int) -> None:
-        """3: under the lock, from a look at the store that begins now. Raises: MissingArtifact."""
-        touched = self.store.touched([name for _, name in append.named])
-        for (field, name), commit in zip(append.named, touched, strict=True):
-            if commit is None:
-                raise MissingArtifact(name, field)
-        if any(commit > synced for commit in touched if commit is not None):
-            self.store.sync()  # collected and put again since the barrier
 
     def _set_claim(self, claim: Claim, row: ClaimRow | None) -> None:
         with self._backend.look() as look:
@@ -584,34 +447,6 @@ def open_journal(
 # -- arguments ------------------------------------------------------------------------------------------
 
 
-def _request(
-    run_id: UUID | str, expected_seq: int, events: Iterable[Event | RecordedEvent], epoch: int | None,
-    claim: ClaimRequest | None,
-) -> RunAppend:  # fmt: skip
-    wanted = parse_run_id(run_id)
-    check_int("expected_seq", expected_seq, 0, 1 << 62)
-    if epoch is not None:
-        check_int("epoch", epoch, 0, 1 << 62)
-    given = list(events)
-    imported = [item for item in given if type(item) is RecordedEvent]
-    if imported and len(imported) != len(given):
-        raise InvalidArgument("events", "recorded events and plain ones in one batch")
-    if imported:
-        check_imported(wanted, expected_seq, imported)
-        return RunAppend(
-            run_id=wanted, expected_seq=expected_seq, events=tuple(item.event for item in imported),
-            times_ms=tuple(item.timestamp_ms for item in imported), epoch=epoch, claim=claim,
-        )  # fmt: skip
-    plain = tuple(check_event(item) for item in given)
-    return RunAppend(run_id=wanted, expected_seq=expected_seq, events=plain, epoch=epoch, claim=claim)
-
-
-def _token(token: bytes | None) -> bytes | None:
-    if token is not None and (type(token) is not bytes or len(token) != records.TOKEN_SIZE_BYTES):
-        raise InvalidArgument("token", f"{records.TOKEN_SIZE_BYTES} bytes are wanted")
-    return token
-
-
 def _range(from_seq: int, to_seq: int | None) -> tuple[int, int | None]:
     check_int("from_seq", from_seq, -(1 << 62), 1 << 62)
     return from_seq, None if to_seq is None else check_int("to_seq", to_seq, -(1 << 62), 1 << 62)
@@ -636,16 +471,3 @@ def _take(items: Iterator[T], limit: int | None) -> Iterator[T]:
         yield item
         if count == limit:
             return
-
-
-def _appended(request: RunAppend, answer: RunWrite | AlreadyThere, positions: Iterator[int]) -> Appended:
-    if isinstance(answer, AlreadyThere):
-        return Appended(run_id=request.run_id, first_seq=answer.first_seq, last_seq=answer.last_seq,
-                        position=answer.position, existing=answer.existing)  # fmt: skip
-    row, count = answer.after, len(answer.records)
-    first = next(positions)
-    claim = None
-    if request.claim is not None and answer.claim is not None:
-        claim = Claim(run_id=request.run_id, epoch=row.epoch, owner=answer.claim.owner, until_ms=answer.claim.until_ms)
-    return Appended(run_id=request.run_id, first_seq=row.head - count + 1, last_seq=row.head,
-                    position=first + count - 1, claim=claim)  # fmt: skip

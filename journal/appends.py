@@ -1,0 +1,221 @@
+"""Appends on their way: asked for, admitted, checked against the store, committed in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+from uuid import UUID
+
+from casstore import Store
+from casstore.errors import PoisonedHandle
+from journal import records
+from journal.admission import AlreadyThere, ClaimRequest, RunAppend, Terms, admit
+from journal.backend import JournalBackend, Look, RunWrite
+from journal.commits import Committer, Pending
+from journal.envelopes import check_imported
+from journal.errors import Conflict, InvalidArgument, MissingArtifact, OutcomeUnknown
+from journal.events import Event, RecordedEvent, check_event, links
+from journal.ids import check_int, parse_run_id
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The right to append to a run, until `until_ms` and longer while renewed. A later epoch fences it."""
+
+    run_id: UUID
+    epoch: int
+    owner: str
+    until_ms: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appended:
+    """Where a batch stands: its first and last seq, and the position of its last event.
+
+    `existing` says that an earlier append with this token had written it. After an empty batch `last_seq` is the
+    head. `claim` is there where the append was asked to take it.
+    """
+
+    run_id: UUID
+    first_seq: int
+    last_seq: int
+    position: int
+    existing: bool = False
+    claim: Claim | None = None
+
+
+@final
+class Append(Pending):
+    """An append on its way: what was asked, and the answers once it is done."""
+
+    __slots__ = ("answers", "named", "requests", "token")
+
+    def __init__(self, requests: list[RunAppend], token: bytes | None) -> None:
+        super().__init__(sum(len(request.events) for request in requests))
+        self.requests, self.token = requests, token
+        self.named = [link for request in requests for event in request.events for link in links(event)]
+        self.answers: list[RunWrite | AlreadyThere] = []
+
+
+@final
+class PendingAppend:
+    """An append that nobody waits for yet."""
+
+    def __init__(self, appender: Appender, pending: Append) -> None:
+        self._appender, self._pending = appender, pending
+
+    def done(self) -> bool:
+        """Whether it is durable, or refused."""
+        return self._pending.done.is_set()
+
+    def result(self) -> Appended:
+        """Wait until it is durable. Raises: what append raises."""
+        return next(iter(self._appender.answer(self._pending).values()))
+
+
+@final
+class Appender:
+    """The numbers in comments are the steps of GC-PROTOCOL section 2, "Append". `terms` says what time it is."""
+
+    def __init__(self, backend: JournalBackend, store: Store, terms: Callable[[], Terms]) -> None:
+        self._backend, self._store, self._terms = backend, store, terms
+        self._committer = Committer(self._commit_group)
+
+    def append(self, requests: Iterable[RunAppend], token: bytes | None) -> dict[UUID, Appended]:
+        """Durable on return."""
+        pending = Append(list(requests), check_token(token))
+        self._committer.submit(pending)
+        return self.answer(pending)
+
+    def append_later(self, request: RunAppend, token: bytes | None) -> PendingAppend:
+        """Queued on return."""
+        pending = Append([request], check_token(token))
+        self._committer.submit(pending)
+        self._committer.start_thread()
+        return PendingAppend(self, pending)
+
+    def close(self) -> None:
+        """Commit what is queued, then stop."""
+        self._committer.close()
+
+    def answer(self, pending: Append) -> dict[UUID, Appended]:
+        """Wait until it is durable, or raise what refused it."""
+        self._committer.finish(pending)
+        if pending.error is not None:
+            raise pending.error
+        positions = iter(pending.positions)
+        return {
+            request.run_id: _appended(request, answer, positions)
+            for request, answer in zip(pending.requests, pending.answers, strict=True)
+        }
+
+    def _commit_group(self, group: Sequence[Pending]) -> None:
+        """Admit outside of the lock what can be, flush the store once for all, then commit."""
+        appends = [pending for pending in group if isinstance(pending, Append)]
+        terms = self._terms()
+        self._admit_all(appends, terms)
+        waiting = [append for append in appends if append.error is None and append.writes != []]
+        if not waiting:
+            return
+        synced = self._store.sync() if any(append.named for append in waiting) else 0  # 1: the barrier
+
+        def again(unit: Any, look: Look) -> None:
+            self._admit(unit, look, terms, look.next_number())
+
+        def check(unit: Any) -> None:
+            if unit.writes:
+                self._check_named(unit, synced)
+
+        try:
+            self._backend.commit(waiting, again, check)
+        except PoisonedHandle as error:
+            raise OutcomeUnknown("an append", str(error)) from error
+
+    def _admit_all(self, appends: Sequence[Append], terms: Terms) -> None:
+        """A second append to a run in one group has to wait for the first: it is admitted under the lock."""
+        seen: set[UUID] = set()
+        with self._backend.look() as look:
+            number = look.next_number()
+            for append in appends:
+                runs = {request.run_id for request in append.requests}
+                if seen & runs:
+                    continue
+                seen |= runs
+                try:
+                    self._admit(append, look, terms, number)
+                except Exception as error:
+                    append.error = error
+                    continue
+                number += sum(write.before is None for write in append.writes or ())
+
+    def _admit(self, append: Append, look: Look, terms: Terms, number: int) -> None:
+        answers: list[RunWrite | AlreadyThere] = []
+        for request in append.requests:
+            answer = admit(request, append.token, look, terms, number=number)
+            number += isinstance(answer, RunWrite) and answer.before is None
+            answers.append(answer)
+        writes = [answer for answer in answers if isinstance(answer, RunWrite)]
+        if writes:
+            for request, answer in zip(append.requests, answers, strict=True):
+                if isinstance(answer, AlreadyThere) and answer.existing:
+                    assert answer.row is not None
+                    raise Conflict(request.run_id, request.expected_seq, answer.row.head)
+        append.answers, append.writes = answers, writes
+
+    def _check_named(self, append: Append, synced: int) -> None:
+        """3: under the lock, from a look at the store that begins now. Raises: MissingArtifact."""
+        touched = self._store.touched([name for _, name in append.named])
+        for (field, name), commit in zip(append.named, touched, strict=True):
+            if commit is None:
+                raise MissingArtifact(name, field)
+        if any(commit > synced for commit in touched if commit is not None):
+            self._store.sync()  # collected and put again since the barrier
+
+
+# -- arguments ------------------------------------------------------------------------------------------
+
+
+def request_of(
+    run_id: UUID | str, expected_seq: int, events: Iterable[Event | RecordedEvent], epoch: int | None = None,
+    claim: ClaimRequest | None = None,
+) -> RunAppend:  # fmt: skip
+    """The arguments of an append, checked. Raises: InvalidEvent leaves, InvalidArgument."""
+    wanted = parse_run_id(run_id)
+    check_int("expected_seq", expected_seq, 0, 1 << 62)
+    if epoch is not None:
+        check_int("epoch", epoch, 0, 1 << 62)
+    given = list(events)
+    imported = [item for item in given if type(item) is RecordedEvent]
+    if imported and len(imported) != len(given):
+        raise InvalidArgument("events", "recorded events and plain ones in one batch")
+    if imported:
+        check_imported(wanted, expected_seq, imported)
+        return RunAppend(
+            run_id=wanted, expected_seq=expected_seq, events=tuple(item.event for item in imported),
+            times_ms=tuple(item.timestamp_ms for item in imported), epoch=epoch, claim=claim,
+        )  # fmt: skip
+    plain = tuple(check_event(item) for item in given)
+    return RunAppend(run_id=wanted, expected_seq=expected_seq, events=plain, epoch=epoch, claim=claim)
+
+
+def check_token(token: bytes | None) -> bytes | None:
+    """The token itself. Raises: InvalidArgument."""
+    if token is not None and (type(token) is not bytes or len(token) != records.TOKEN_SIZE_BYTES):
+        raise InvalidArgument("token", f"{records.TOKEN_SIZE_BYTES} bytes are wanted")
+    return token
+
+
+def _appended(request: RunAppend, answer: RunWrite | AlreadyThere, positions: Iterator[int]) -> Appended:
+    if isinstance(answer, AlreadyThere):
+        return Appended(run_id=request.run_id, first_seq=answer.first_seq, last_seq=answer.last_seq,
+                        position=answer.position, existing=answer.existing)  # fmt: skip
+    row, count = answer.after, len(answer.records)
+    first = next(positions)
+    claim = None
+    if request.claim is not None and answer.claim is not None:
+        claim = Claim(run_id=request.run_id, epoch=row.epoch, owner=answer.claim.owner, until_ms=answer.claim.until_ms)
+    return Appended(run_id=request.run_id, first_seq=row.head - count + 1, last_seq=row.head,
+                    position=first + count - 1, claim=claim)  # fmt: skip
