@@ -28,7 +28,7 @@ UPLOAD_ABANDONED_S: Final = 7 * 86400
 
 @final
 class Collector:
-    """One collection of one store. The numbers in comments are the steps of GC-PROTOCOL section 2, "Gc"."""
+    """One collection of one store. The numbers in comments are the steps of docs/GC.md, section 2, "Gc"."""
 
     def __init__(
         self, backend: BlobBackend, roots: RootSource, *, now_s: int, grace_s: int, keep_completed_s: int | None

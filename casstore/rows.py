@@ -1,4 +1,4 @@
-"""The store's tables and the bytes of their rows (docs/FORMAT.md, section S). Pure; no I/O."""
+"""The store's tables and the bytes of their rows (docs/FORMAT.md, section 3). Pure; no I/O."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEASE: Final = b"lease1"  # lease -> expiry
 LEASED: Final = b"leased1"  # lease, digest -> nothing
 STAGE: Final = b"stage1"  # data_id of an unfinished upload -> since, owner
 RECENT: Final = b"recent1"  # digests touched while a gc is open
-PURGE: Final = b"purge1"  # data_id -> number of pieces that may go
+PURGE: Final = b"purge1"  # data_id -> nothing: its pieces may go
 GCS: Final = b"gcs1"  # number of a gc -> its report, JSON
 TICK: Final = b"tick1"  # first commit number in a second -> that second, unix time
 META: Final = b"meta1"

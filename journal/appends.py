@@ -78,7 +78,7 @@ class PendingAppend:
 
 @final
 class Appender:
-    """The numbers in comments are the steps of GC-PROTOCOL section 2, "Append". `terms` says what time it is."""
+    """The numbers in comments are the steps of docs/GC.md, section 2, "Append". `terms` says what time it is."""
 
     def __init__(self, backend: JournalBackend, store: Store, terms: Callable[[], Terms]) -> None:
         self._backend, self._store, self._terms = backend, store, terms

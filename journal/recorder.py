@@ -146,7 +146,7 @@ class Run:
     # -- states
 
     def enter(self, state_id: str) -> Attempt:
-        """Record StateEntered; use the attempt as a context manager, whose ways out SEMANTICS 4 lists.
+        """Record StateEntered; use the attempt as a context manager, whose ways out docs/SEMANTICS.md lists.
 
         After `complete(then=state_id)` this is the attempt already entered. Raises: AttemptOpen, StateNotInPlan,
         InvalidEvent (the stream's rules), Conflict, Fenced, Claimed; nothing is written then.

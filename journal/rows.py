@@ -1,4 +1,4 @@
-"""Tables and the bytes of their rows, but for records (docs/FORMAT.md, section 3).
+"""Tables and the bytes of their rows, but for records (docs/FORMAT.md, section 4).
 
 Numbers in keys and rows are one byte that counts the bytes of the number, then the number, big-endian and without
 leading zeros: such keys sort as their numbers do, and small ones are short.

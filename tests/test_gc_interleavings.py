@@ -235,7 +235,7 @@ def test_a_collector_taken_for_dead_stops(world, step):
 
 
 def test_killed_between_any_two_steps_the_next_gc_finishes(world):
-    """CASES 3: stopped at each step in turn, the store is whole and the next gc does the work."""
+    """stopped at each step in turn, the store is whole and the next gc does the work."""
 
     class Killed(BaseException):
         pass

@@ -47,7 +47,7 @@ def fill(store):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_flipped_bit_is_named_and_never_read(tmp_path, seed):
-    """CASES 7, scenario 10: a get is right or raises Corrupt with the asked id; verify lists exactly those."""
+    """a get is right or raises Corrupt with the asked id; verify lists exactly those."""
     home = tmp_path / "home"
     with casstore.open(home) as store:
         made = fill(store)
@@ -68,7 +68,7 @@ def test_a_flipped_bit_is_named_and_never_read(tmp_path, seed):
                 assert error.fields["id"] == name
                 failed.add(name)
         assert {found.id for found in store.verify().findings} == failed
-        for name, data in made.items():  # CASES 8: good bytes heal, also what was built on them
+        for name, data in made.items():  # good bytes heal, also what was built on them
             assert store.put(data, verify=True) == name
         assert store.verify().findings == ()
         assert all(store.get(name) == data for name, data in made.items())
@@ -86,7 +86,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("what", DAMAGES)
 def test_a_put_of_the_good_bytes_heals(tmp_path, what):
-    """CASES 8: whatever the damage to the stored copy, a put repairs it under the same id."""
+    """whatever the damage to the stored copy, a put repairs it under the same id."""
     home = tmp_path / "home"
     data = b"good bytes " * 100
     with casstore.open(home) as store:
@@ -155,7 +155,7 @@ def test_a_truncated_data_file_is_refused(tmp_path):
     "text", ["format: 2\n", "format: 0\n", "hello\n", "", "format: 1\nuuid: x\nrequires: antigravity\n", "\xff\xfe"]
 )
 def test_another_format_is_refused_untouched(tmp_path, text):
-    """CASES 23: the format is read before any other byte; the files stay as they are."""
+    """the format is read before any other byte; the files stay as they are."""
     home = tmp_path / "home"
     with casstore.open(home) as store:
         store.put(b"x")

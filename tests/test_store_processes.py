@@ -41,7 +41,7 @@ def test_two_handles_share_one_environment(tmp_path):
 
 
 def test_a_forked_child_reopens_and_the_parent_notices_nothing(tmp_path):
-    """CASES 13: the inherited handle refuses, a new one works; while another thread writes."""
+    """the inherited handle refuses, a new one works; while another thread writes."""
     with casstore.open(tmp_path / "home") as store:
         store.put(b"before")
         stop = threading.Event()
@@ -218,7 +218,7 @@ def small_disk(tmp_path):
 
 
 def test_on_a_full_disk_gc_frees_space_and_puts_go_on(small_disk):
-    """CASES 9 and 10: a clear error, nothing lost, gc works where put fails."""
+    """a clear error, nothing lost, gc works where put fails."""
     done = run_child(FILL, small_disk / "home")
     out = done.communicate()[0]
     assert done.returncode == 0
@@ -226,7 +226,7 @@ def test_on_a_full_disk_gc_frees_space_and_puts_go_on(small_disk):
 
 
 def test_a_quota_is_the_same_error_before_anything_is_written(tmp_path):
-    """CASES 10 with our own limit."""
+    """The limit that the caller set."""
     with casstore.open(tmp_path / "home", quota=100_000) as store:
         kept = []
         with pytest.raises(casstore.StoreFull):
@@ -257,7 +257,7 @@ def test_a_cancelled_stream_leaves_nothing(tmp_path):
 
 
 def test_dead_readers_do_not_let_the_file_grow(tmp_path):
-    """CASES 14: a reader killed with its snapshot open is forgotten before gc."""
+    """a reader killed with its snapshot open is forgotten before gc."""
     code = (
         "import os, signal, sys, casstore\n"
         "store = casstore.open(sys.argv[1])\n"
@@ -274,7 +274,7 @@ def test_dead_readers_do_not_let_the_file_grow(tmp_path):
 
 
 def test_a_put_under_a_small_address_space_opens_a_smaller_map(tmp_path):
-    """CASES 12: RLIMIT_AS of 4 GiB."""
+    """RLIMIT_AS of 4 GiB."""
     code = (
         "import resource, sys, casstore\n"
         "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"

@@ -118,7 +118,7 @@ def artifact(store: Store, text: str) -> ArtifactId:
 
 
 def exit_code(error: Exception) -> int:
-    """The code of DESIGN 6 for an error."""
+    """What the command line ends with for an error."""
     if isinstance(error, casstore.NotAStore):
         return EXIT_NO_STORE
     if isinstance(error, (casstore.Busy, journal.Claimed)):
