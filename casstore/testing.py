@@ -311,6 +311,19 @@ def streams_and_ranges(factory: Factory) -> None:
         assert store.stats().uploads == 0 and store.verify().ok
 
 
+def a_reader_sees_old_bytes_or_collected(factory: Factory) -> None:
+    """A reader that was opened before gc reads the old bytes whole, or is told that they were collected."""
+    with factory(FakeClock()) as store:
+        roots = FakeRoots(store)
+        small, large = b"small" * 100, b"large".ljust(16, b".") * (3 << 16)
+        readers = [store.open_reader(store.put(small)), store.open_reader(store.put_file(io.BytesIO(large)))]
+        assert readers[1].read(16) == large[:16]
+        store.gc(roots, grace=0)
+        assert readers[0].read() == small
+        readers[1].seek(2 << 20)
+        _raises(Collected, readers[1].read)
+
+
 def prefixes_resolve(factory: Factory) -> None:
     """A unique prefix names an artifact, as in git."""
     with factory(FakeClock()) as store:
@@ -337,6 +350,7 @@ CONFORMANCE: Final[tuple[Callable[[Factory], None], ...]] = (
     leases_hold_until_they_expire,
     many_at_once,
     streams_and_ranges,
+    a_reader_sees_old_bytes_or_collected,
     prefixes_resolve,
 )
 
