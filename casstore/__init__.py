@@ -17,6 +17,7 @@ from casstore.errors import (
     ForkedHandle,
     GcRefused,
     InvalidArgument,
+    InvalidCar,
     InvalidHome,
     InvalidId,
     InvalidValue,
@@ -34,7 +35,7 @@ from casstore.errors import (
 )
 from casstore.ids import ArtifactId
 from casstore.leases import Lease
-from casstore.reports import ArtifactInfo, Finding, GcReport, StoreStats, VerifyReport, Why
+from casstore.reports import ArtifactInfo, ExportReport, Finding, GcReport, ImportReport, StoreStats, VerifyReport, Why
 from casstore.roots import Root, RootSource
 from casstore.store import Store
 from casstore.store import open_store as open
@@ -50,11 +51,13 @@ __all__ = [
     "Collected",
     "Corrupt",
     "DamagedStore",
+    "ExportReport",
     "Finding",
     "ForkedHandle",
     "GcRefused",
     "GcReport",
     "InvalidArgument",
+    "InvalidCar",
     "InvalidHome",
     "InvalidId",
     "InvalidValue",

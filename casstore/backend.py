@@ -170,8 +170,9 @@ class BlobBackend(Protocol):
         """The uuid that this store carries; set to `uuid` the first time."""
 
     def rows(self, digests: Sequence[bytes]) -> list[Row | None]: ...
-    def load(self, digest: bytes, known: Callable[[int], bool]) -> list[Stored] | None:
-        """The artifact's bytes, then its base's, down to one stored whole or `known` (whose bytes are left out)."""
+    def load(self, digest: bytes, known: Callable[[bytes], bool]) -> list[Stored] | None:
+        """The artifact's bytes, then its base's, down to one stored whole or whose digest is `known` (its
+        bytes are left out)."""
 
     def load_data(self, data_id: int) -> list[Stored] | None:
         """The same, of bytes that may have lost their index row."""

@@ -60,6 +60,16 @@ class InvalidValue(StoreError, ValueError):
     template = "value cannot be stored: {path}: {reason}"
 
 
+class InvalidCar(StoreError, ValueError):
+    """A file that is no CAR, is damaged or cut short, or names its blocks by another hash. `offset` is where, in
+    bytes from its start. What was imported before stays, each block under its own right id."""
+
+    code = "invalid_car"
+    hint = "Get the file again, then import it again: what is there already is not repeated."
+    names = ("path", "offset", "reason")
+    template = "{path}, byte {offset}: {reason}"
+
+
 class AmbiguousPrefix(StoreError, LookupError):
     """More than one artifact id begins like that."""
 

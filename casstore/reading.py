@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import TYPE_CHECKING, Final, final
 
@@ -11,6 +12,7 @@ from casstore import codec, frames
 from casstore.backend import BlobBackend, Stored
 from casstore.errors import Collected, Corrupt, InvalidArgument, NotFound
 from casstore.ids import ArtifactId
+from casstore.recent import RecentBytes
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -23,17 +25,22 @@ LOOK_BYTES: Final = 4 << 20
 class Reader:
     """Reads artifacts of one backend. Every answer is verified."""
 
-    def __init__(self, backend: BlobBackend) -> None:
-        self._backend = backend
+    def __init__(self, backend: BlobBackend, recent: RecentBytes) -> None:
+        self._backend, self._recent = backend, recent
 
-    def get(self, digest: bytes) -> bytes:
-        """The whole artifact, proven by its id. Raises: NotFound, Collected, Corrupt."""
+    def get(self, digest: bytes, *, fresh: bool = False) -> bytes:
+        """The whole artifact, proven by its id. `fresh` reads all that it is made of from the backend.
+
+        Raises: NotFound, Collected, Corrupt.
+        """
         for _ in range(3):
-            chain = self._backend.load(digest, lambda _: False)
+            bases: dict[bytes, bytes] = {}
+            known = _never if fresh else functools.partial(self._known, digest, bases)
+            chain = self._backend.load(digest, known)
             if chain is None:
                 raise self.missing(digest)
             try:
-                data = self._decode(chain, digest)
+                data = self._decode(chain, digest, bases)
             except _MovedOnError:
                 continue  # a heal or a collection between two looks: look again
             if blake3(data).digest() != digest:
@@ -44,7 +51,7 @@ class Reader:
     def is_sound(self, digest: bytes) -> bool:
         """Whether the stored copy gives the right bytes."""
         try:
-            self.get(digest)
+            self.get(digest, fresh=True)
         except (Corrupt, NotFound):
             return False
         return True
@@ -66,12 +73,20 @@ class Reader:
         if not chain:
             raise Corrupt(ArtifactId(asked), f"the record of its bytes (data_id {data_id}) is missing")
         try:
-            data = self._decode(chain, asked)
+            data = self._decode(chain, asked, {})
         except _MovedOnError as error:
             raise Corrupt(ArtifactId(asked), "its bytes are gone") from error
         if blake3(data).digest() != chain[0].digest:
             raise Corrupt(ArtifactId(asked), f"its base (data_id {data_id}) has another hash")
+        self._recent.add(chain[0].digest, data)
         return data
+
+    def _known(self, asked: bytes, bases: dict[bytes, bytes], digest: bytes) -> bool:
+        """Whether a base is at hand; it is kept in `bases`. The artifact itself is always read."""
+        found = None if digest == asked else self._recent.get(digest)
+        if found is not None:
+            bases[digest] = found
+        return found is not None
 
     def missing(self, digest: bytes) -> NotFound:
         """The error for an id that is not visible."""
@@ -80,9 +95,13 @@ class Reader:
             return NotFound(ArtifactId(digest))
         return Collected(ArtifactId(digest), gone.when_s, gone.gc)
 
-    def _decode(self, chain: list[Stored], asked: bytes) -> bytes:
+    def _decode(self, chain: list[Stored], asked: bytes, bases: dict[bytes, bytes]) -> bytes:
+        """Bases that are right are remembered: most deltas of a run share theirs."""
         data: bytes | None = None
-        for stored in reversed(chain):
+        for place, stored in zip(range(len(chain) - 1, -1, -1), reversed(chain), strict=True):
+            if stored.digest in bases:
+                data = bases[stored.digest]
+                continue
             if stored.raw_len > RAW_LEN_MAX:
                 raise Corrupt(ArtifactId(asked), f"a length of {stored.raw_len} bytes")
             if stored.codec == codec.Codec.FRAMES:
@@ -92,6 +111,8 @@ class Reader:
                     data = codec.decode(stored.codec, stored.stored, stored.raw_len, data)
                 except codec.DecodeError as error:
                     raise Corrupt(ArtifactId(asked), f"data_id {stored.data_id}: {error}") from error
+            if place and blake3(data).digest() == stored.digest:
+                self._recent.add(stored.digest, data)
         assert data is not None
         return data
 
@@ -114,7 +135,7 @@ class Reader:
 
     def head(self, digest: bytes) -> Stored:
         """How an artifact is kept, without its bytes where it is large."""
-        chain = self._backend.load(digest, lambda _: False)
+        chain = self._backend.load(digest, _never)
         if chain is None:
             raise self.missing(digest)
         return chain[0]
@@ -125,6 +146,10 @@ class Reader:
         if head.codec != codec.Codec.FRAMES:
             return io.BytesIO(self.get(digest))
         return io.BufferedReader(ArtifactReader(self, digest, head.raw_len), frames.FRAME_SIZE)
+
+
+def _never(_: bytes) -> bool:
+    return False
 
 
 class _MovedOnError(Exception):

@@ -103,3 +103,32 @@ class Why:
     state: str
     path: tuple[str, ...]
     detail: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """What a CAR file holds: its roots, how many artifacts, their bytes, and the bytes of the file."""
+
+    roots: tuple[ArtifactId, ...]
+    artifacts: int
+    raw_bytes: int
+    file_bytes: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportReport:
+    """What came out of a CAR file. `known` blocks were there already, `late` ones came before what they link to.
+
+    `unlinked` are large artifacts that were stored without links, as `put_file` does: gc does not follow them.
+    `pins` are the names that hold the roots.
+    """
+
+    roots: tuple[ArtifactId, ...]
+    blocks: int
+    raw_bytes: int
+    known: int
+    late: int
+    unlinked: tuple[ArtifactId, ...]
+    pins: dict[str, ArtifactId]

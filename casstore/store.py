@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Final, final
 
 from casstore import gc as collecting
-from casstore import inspection, values
+from casstore import inspection, transfer, values
 from casstore.backend import BlobBackend
 from casstore.errors import (
     AlreadyOpen,
@@ -33,7 +33,8 @@ from casstore.ids import ArtifactId
 from casstore.leases import Lease
 from casstore.lmdb_tables import LmdbTables
 from casstore.reading import Reader
-from casstore.reports import ArtifactInfo, GcReport, StoreStats, VerifyReport, Why
+from casstore.recent import RecentBytes
+from casstore.reports import ArtifactInfo, ExportReport, GcReport, ImportReport, StoreStats, VerifyReport, Why
 from casstore.roots import RootSource
 from casstore.rows import TABLES
 from casstore.table_backend import TableBackend
@@ -65,9 +66,10 @@ class Store:
         self._name = str(self.home) if home else "memory"
         self._closed = False
         self._pid = os.getpid()
-        self._reader = Reader(backend)
+        recent = RecentBytes()
+        self._reader = Reader(backend, recent)
         path = str(home.path) if home else ""
-        self._writer = Writer(backend, self._reader, clock, quota=quota, path=path)
+        self._writer = Writer(backend, self._reader, recent, clock, quota=quota, path=path)
 
     # -- put
 
@@ -93,9 +95,9 @@ class Store:
         Raises: InvalidValue with the path, MissingArtifact, StoreFull.
         """
         self._check(write=True)
-        data, _ = values.encode(value)
+        data, links = values.encode(value)
         item = PutItem(data=data, kind=check_kind(kind), base=_optional_id(base, "base"))
-        return self._writer.put(item, durable=durable)
+        return self._writer.put(item, durable=durable, links=links)
 
     def put_file(
         self, source: str | os.PathLike[str] | BinaryIO, *, kind: str = "output",
@@ -203,9 +205,7 @@ class Store:
         Raises: NotFound, Collected, InvalidArgument.
         """
         self._check(write=True)
-        if type(name) is not str or not 0 < len(name.encode(errors="replace")) <= 400 or not name.isprintable():
-            raise InvalidArgument("name", "a pin's name is printable text of 1 to 400 bytes")
-        self._backend.pin(name, _id(id).digest, self._now())
+        self._backend.pin(_pin_name(name), _id(id).digest, self._now())
         self._backend.sync()
 
     def unpin(self, name: str) -> None:
@@ -226,6 +226,41 @@ class Store:
         if not ttl > 0:
             raise InvalidArgument("ttl", "must be a number of seconds above 0")
         return Lease(self, self._backend, ttl, self._clock)
+
+    # -- take elsewhere
+
+    def export(
+        self, ids: transfer.Wanted, out: str | os.PathLike[str] | BinaryIO, *, shallow: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> ExportReport:  # fmt: skip
+        """Write artifacts (an id, several, or what live runs of a root source name) and all that they link to, or
+        with `shallow` only them, as a CAR v1 file. A path is replaced at the end and durable; a stream is written
+        as it goes. `progress(bytes)` is told of each write.
+
+        Raises: NotFound, Collected, Corrupt, InvalidArgument, OSError of the file.
+        """
+        self._check()
+        return transfer.export_car(self, ids, out, shallow=shallow, progress=progress)
+
+    def import_(
+        self, src: str | os.PathLike[str] | BinaryIO, *, pin: str | None = None, kind: str = "other",
+        lease: Lease | None = None, progress: Callable[[int], None] | None = None,
+    ) -> ImportReport:  # fmt: skip
+        """Store the blocks of a CAR v1 file, each proven by its id, in any order. Durable on return.
+
+        No gc takes what was imported while this runs; after it, `pin` holds the roots (NAME for one, NAME/0, NAME/1
+        … for several), or `lease` holds everything. Killed, begin again: what is there already is not written again.
+
+        Raises: InvalidCar, MissingArtifact (a link leads to what is neither in the file nor here), StoreFull,
+        LeaseLost, OSError of the file. What came before the error stays, each block under its own id.
+        """
+        self._check(write=True)
+        check_kind(kind)
+        if pin is not None:
+            _pin_name(f"{pin}/{0:08}")
+        return transfer.import_car(
+            self, self._backend, self._writer, self._reader, src, kind=kind, pin=pin, lease=lease, progress=progress
+        )
 
     # -- for the journal
 
@@ -272,7 +307,8 @@ class Store:
     def verify(self, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read and check everything. Damage is reported as findings, not raised."""
         self._check()
-        return inspection.verify(self._backend, self._reader, progress)
+        reader = Reader(self._backend, RecentBytes())  # remembers nothing but what this very check reads
+        return inspection.verify(self._backend, reader, progress)
 
     def stats(self) -> StoreStats:
         """Sizes and counts."""
@@ -374,6 +410,12 @@ def _id(value: object) -> ArtifactId:
     if isinstance(value, ArtifactId):
         return value
     raise InvalidId(value, f"an ArtifactId is wanted, not {type(value).__name__}; ArtifactId.parse makes one of text")
+
+
+def _pin_name(name: str) -> str:
+    if type(name) is not str or not 0 < len(name.encode(errors="replace")) <= 400 or not name.isprintable():
+        raise InvalidArgument("name", "a pin's name is printable text of 1 to 400 bytes")
+    return name
 
 
 def _optional_id(value: ArtifactId | None, name: str) -> ArtifactId | None:

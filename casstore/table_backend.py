@@ -81,7 +81,7 @@ class TableBackend:
         with self._tables.read() as t:
             return [_row(t, digest, t.get(IX, digest)) for digest in digests]
 
-    def load(self, digest: bytes, known: Callable[[int], bool]) -> list[Stored] | None:
+    def load(self, digest: bytes, known: Callable[[bytes], bool]) -> list[Stored] | None:
         with self._tables.read() as t:
             row = puts.find(t, digest)
             return _chain(t, row.data_id, digest, known) if row is not None else None
@@ -311,11 +311,11 @@ def _stored(row: DaRow, data_id: int, stored: bytes) -> Stored:
     return Stored(row.digest, data_id, row.raw_len, row.stored_len, row.codec, row.base, row.chain, row.extra, stored)
 
 
-def _chain(t: ReadTransaction, data_id: int, asked: bytes, known: Callable[[int], bool]) -> list[Stored]:
+def _chain(t: ReadTransaction, data_id: int, asked: bytes, known: Callable[[bytes], bool]) -> list[Stored]:
     walked = sweeps.walk(t, data_id)
     found: list[Stored] = []
     for at, row in walked:
-        if known(at):
+        if known(row.digest):
             found.append(_stored(row, at, b""))
             return found
         if row.codec == FRAMES_CODEC:

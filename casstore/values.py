@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import resource
 import threading
 from typing import Any, Final
@@ -22,9 +23,12 @@ from casstore.ids import ArtifactId
 MAX_DEPTH: Final = 128  # containers inside containers; well below where cbor2 overflows a thread's stack
 _INT_MIN, _INT_MAX = -(1 << 64), (1 << 64) - 1
 _LEAVES: Final = frozenset({str, int, float, bool, type(None), bytes})
+_CONTAINERS: Final = frozenset({dict, list})
 _CONTAINER_HEADS: Final = bytes(range(0x80, 0xBC))
+_FINDS_MAX: Final = 500
 _LINK_TAG: Final = 42
-_LINK_MARK: Final = b"\xd8\x2a"
+# Tag 42 over a byte string that begins with the multibase identity: bytes that match by chance cost time only.
+_LINK_HEAD: Final = re.compile(rb"\xd8\x2a(?:[\x41-\x57]|\x58.|\x59..|\x5a.{4}|\x5b.{8})\x00", re.DOTALL)
 _CID_PREFIX: Final = b"\x00\x01\x55\x1e\x20"  # multibase identity, CIDv1, raw, blake3, 32 bytes
 
 
@@ -40,7 +44,7 @@ def encode(value: object) -> tuple[bytes, tuple[ArtifactId, ...]]:
         data = libipld.encode_dag_cbor(value)
     except Exception:
         return encode_reference(value)
-    return encode_reference(value) if _LINK_MARK in data else (data, ())
+    return encode_reference(value) if may_link(data) else (data, ())
 
 
 def encode_reference(value: object) -> tuple[bytes, tuple[ArtifactId, ...]]:
@@ -57,7 +61,7 @@ def decode(data: bytes) -> Any:
     """
     if type(data) is not bytes:
         raise InvalidValue("$", f"bytes are wanted, not {type(data).__name__}")
-    if _LINK_MARK not in data and not _may_overflow(data):
+    if not may_link(data) and not _may_overflow(data):
         try:
             value = libipld.decode_dag_cbor(data)
         except Exception as error:
@@ -72,7 +76,7 @@ def decode(data: bytes) -> Any:
 
 def links(data: bytes) -> tuple[ArtifactId, ...]:
     """The distinct links of canonical bytes, in order. Raises: InvalidValue."""
-    return encode(decode(data))[1] if _LINK_MARK in data else ()
+    return encode(decode(data))[1] if may_link(data) else ()
 
 
 def _is_simple(value: object) -> bool:
@@ -80,23 +84,35 @@ def _is_simple(value: object) -> bool:
 
     It recurses, and overflows a small stack before it refuses; subclasses it would map without a word.
     """
-    level = [value]
+    level: list[Any] = [value]
     for _ in range(MAX_DEPTH + 1):
-        below: list[object] = []
+        # Most values are leaves, so each level is first looked at as a whole, at the speed of C.
+        kinds = set(map(type, level)) - _LEAVES
+        if not kinds:
+            return True
+        if kinds - _CONTAINERS:
+            return False
+        below: list[Any] = []
         for item in level:
             kind = type(item)
-            if kind in _LEAVES:
-                continue
             if kind is dict:
-                below += item.values()  # type: ignore[attr-defined]
+                below += item.values()
             elif kind is list:
-                below += item  # type: ignore[arg-type]
-            else:
-                return False
-        if not below:
-            return True
+                below += item
         level = below
     return False
+
+
+def may_link(data: bytes) -> bool:
+    """Whether canonical bytes could hold a link."""
+    place = data.find(b"\xd8")  # one byte is found at the speed of memory, a pattern is not
+    for _ in range(_FINDS_MAX):
+        if place < 0:
+            return False
+        if _LINK_HEAD.match(data, place):
+            return True
+        place = data.find(b"\xd8", place + 1)
+    return place >= 0 and _LINK_HEAD.search(data, place) is not None
 
 
 def _may_overflow(data: bytes) -> bool:

@@ -127,7 +127,7 @@ def exit_code(error: Exception) -> int:
         return EXIT_FULL
     if isinstance(error, casstore.GcRefused):
         return EXIT_REFUSED
-    if isinstance(error, (casstore.Corrupt, casstore.DamagedStore, journal.InvalidStream)):
+    if isinstance(error, (casstore.Corrupt, casstore.DamagedStore, casstore.InvalidCar, journal.InvalidStream)):
         return EXIT_DAMAGE
     if isinstance(error, (casstore.InvalidArgument, casstore.InvalidId, casstore.AmbiguousPrefix)):
         return EXIT_USAGE

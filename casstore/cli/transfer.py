@@ -1,0 +1,85 @@
+"""Commands that take artifacts elsewhere: export, import."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from casstore.cli.options import Out, artifact, command, open_store, shown_size, talk
+
+
+def register(cli: click.Group) -> None:
+    """Add the commands to the group."""
+
+    @command(cli, "export")
+    @click.argument("ids", metavar="ID...", nargs=-1, required=True)
+    @click.option(
+        "-o", "--output", "file", required=True, type=click.Path(path_type=Path, allow_dash=True),
+        help="The CAR file to write; `-` for standard output.",
+    )  # fmt: skip
+    @click.option("--shallow", is_flag=True, help="Only these artifacts, not what they link to.")
+    def export(home: Path, out: Out, ids: tuple[str, ...], file: Path, shallow: bool) -> None:
+        """Write artifacts and all that they link to into a CAR v1 file."""
+        piped = str(file) == "-"
+        if piped and out.as_json:
+            raise click.UsageError("--json needs a file: with -o - the artifacts go to standard output")
+        target: BinaryIO | Path = sys.stdout.buffer if piped else file
+        with open_store(home, read_only=True) as store, _progress("export", None) as advance:
+            found = store.export([artifact(store, id) for id in ids], target, shallow=shallow, progress=advance)
+        text = f"{found.artifacts} artifacts, {shown_size(found.raw_bytes)} of data, {shown_size(found.file_bytes)}"
+        if piped:
+            sys.stdout.buffer.flush()
+            talk.print(text)
+            return
+        document = {
+            "file": str(file), "roots": [str(root) for root in found.roots], "shallow": shallow,
+            "artifacts": found.artifacts, "raw_bytes": found.raw_bytes, "file_bytes": found.file_bytes,
+        }  # fmt: skip
+        out.document(document, lambda: click.echo(f"{file}: {text}"))
+
+    @command(cli, "import")
+    @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+    @click.option("--pin", "pin", metavar="NAME", default=None, help="Pin the root as NAME; several as NAME/0, NAME/1 …")
+    @click.option("--kind", default="other", show_default=True, help="What the artifacts are, for people.")
+    def import_(home: Path, out: Out, file: Path, pin: str | None, kind: str) -> None:
+        """Store the blocks of a CAR v1 file (`-` for standard input) and print its roots.
+
+        Each block is checked against its id. Run it again after it was interrupted: what is there is not repeated.
+        Without --pin, gc takes what nothing names once the grace is over.
+        """
+        piped = str(file) == "-"
+        source: BinaryIO | Path = sys.stdin.buffer if piped else file
+        size = file.stat().st_size if not piped and file.is_file() else None
+        with open_store(home, read_only=False) as store, _progress("import", size) as advance:
+            found = store.import_(source, pin=pin, kind=kind, progress=advance)
+        document = {
+            "file": str(file), "roots": [str(root) for root in found.roots], "blocks": found.blocks,
+            "raw_bytes": found.raw_bytes, "known": found.known, "late": found.late,
+            "unlinked": [str(name) for name in found.unlinked],
+            "pins": {name: str(root) for name, root in found.pins.items()},
+        }  # fmt: skip
+
+        def text() -> None:
+            for root in found.roots:
+                click.echo(str(root))
+
+        out.document(document, text)
+        if not out.as_json:
+            talk.print(f"{found.blocks} blocks, {shown_size(found.raw_bytes)} of data; {found.known} were there already")
+            if found.unlinked:
+                talk.print(f"{len(found.unlinked)} large ones hold links that gc does not follow")
+
+
+@contextmanager
+def _progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing in a pipe."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as progress:
+        bar = progress.add_task(what, total=total)
+        yield lambda size: progress.advance(bar, size)
