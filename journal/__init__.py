@@ -11,6 +11,8 @@
 """
 
 from journal.admission import ClaimRequest
+from journal.aio import AsyncJournal
+from journal.aio_recorder import AsyncAttempt, AsyncRun
 from journal.appends import Appended, Claim, PendingAppend
 from journal.attempt import Attempt
 from journal.context_codec import ContextCodec, DataclassCodec, PlainCodec, PydanticCodec
@@ -68,6 +70,9 @@ from journal.resume import ResumePoint
 __all__ = [
     "AmbiguousRun",
     "Appended",
+    "AsyncAttempt",
+    "AsyncJournal",
+    "AsyncRun",
     "Attempt",
     "AttemptLost",
     "AttemptNotCompleted",

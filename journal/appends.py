@@ -71,6 +71,10 @@ class PendingAppend:
         """Whether it is durable, or refused."""
         return self._pending.done.is_set()
 
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Call it once when it is done, in some thread, or at once. It may neither block nor raise."""
+        self._pending.when_done(callback)
+
     def result(self) -> Appended:
         """Wait until it is durable. Raises: what append raises."""
         return next(iter(self._appender.answer(self._pending).values()))

@@ -21,12 +21,33 @@ GROUP_EVENTS: Final = 1024
 class Pending(Unit):
     """A unit that waits for its commit. `size` is its number of events."""
 
-    __slots__ = ("done", "size")
+    __slots__ = ("_callbacks", "done", "size")
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
         self.done = threading.Event()
+        self._callbacks: list[Callable[[], None]] = []
+
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Call it once: by the thread that commits, or at once if that is done. It may neither block nor raise."""
+        self._callbacks.append(callback)
+        if self.done.is_set():
+            self._call_back()
+
+    def settle(self) -> None:
+        """It is written, or refused."""
+        self.done.set()
+        self._call_back()
+
+    def _call_back(self) -> None:
+        """Both ends may come here at the same time; a pop gives each callback to one of them."""
+        while self._callbacks:
+            try:
+                callback = self._callbacks.pop()
+            except IndexError:
+                return
+            callback()
 
 
 @final
@@ -105,4 +126,4 @@ class Committer:
             for pending in group:
                 if failure is not None and pending.error is None:
                     pending.error = failure
-                pending.done.set()
+                pending.settle()

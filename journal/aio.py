@@ -1,0 +1,359 @@
+"""AsyncJournal: Journal for tasks. The same verbs, awaited; what gives an iterator is iterated with `async for`.
+
+The calls are made in a few threads, the appends by the journal's own committer, so that appends of many tasks share
+commits. A cancelled call that had begun is finished before CancelledError is raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from types import TracebackType
+from typing import Any, Final, Literal, TypeVar, final, overload
+from uuid import UUID
+
+from casstore import Store
+from journal import domain
+from journal.admission import ClaimRequest
+from journal.aio_recorder import AsyncRun, give_back
+from journal.appends import Appended, Claim
+from journal.context_codec import ContextCodec
+from journal.envelopes import RunState
+from journal.errors import JournalClosed
+from journal.events import Event, RecordedEvent
+from journal.failures import RunStatus
+from journal.inspection import Finding
+from journal.log import Journal, open_journal
+from journal.offload import WORKERS, Calls, Opening, Outcome, Signal, aside
+from journal.reading import PAGE_EVENTS, RunSummary
+from journal.recorder import CANCELLED, Classifier, Run
+from journal.resume import ResumePoint
+
+T = TypeVar("T")
+_POLL_S: Final = (0.001, 0.05)  # a follower looks this often: soon after an event, and after a while without any
+
+
+@final
+class AsyncJournal:
+    """An open journal for the tasks of an event loop.
+
+    `async with AsyncJournal.open(home) as jrn`, or around a journal that is open: `AsyncJournal(journal)`, which is
+    left open then. `workers` is the number of calls that are made at a time, besides `append`.
+    """
+
+    def __init__(self, journal: Journal, *, workers: int = WORKERS) -> None:
+        self._journal = journal
+        self._calls = Calls(self._check, workers)
+        self._owned = self._closed = False
+
+    @classmethod
+    def open(
+        cls, home: str | os.PathLike[str], *, store: Store | None = None, codec: ContextCodec | None = None,
+        create: bool = True, read_only: bool = False, clock: Callable[[], float] = time.time, workers: int = WORKERS,
+    ) -> Opening[AsyncJournal]:  # fmt: skip
+        """Open the journal at `home`, or make one there; to be awaited, or entered with `async with`.
+
+        Raises: as journal.open.
+        """
+
+        async def opened() -> AsyncJournal:
+            outcome = await aside(
+                lambda: open_journal(home, store=store, codec=codec, create=create, read_only=read_only, clock=clock)
+            )
+            if outcome.cancelled is not None and outcome.error is None:
+                await aside(outcome.value.close)
+            made = cls(outcome.get(), workers=workers)
+            made._owned = True
+            return made
+
+        return Opening(opened())
+
+    @property
+    def sync(self) -> Journal:
+        """The journal itself, whose calls block; a RootSource for `store.gc`."""
+        return self._journal
+
+    @property
+    def store(self) -> Store:
+        """The store, whose calls block."""
+        return self._journal.store
+
+    @property
+    def uuid(self) -> str:
+        """The uuid of the home that it belongs to."""
+        return self._journal.uuid
+
+    # -- runs
+
+    async def start_run(
+        self, op_id: str, *, manifest: Any, context: Any, plan: Sequence[str] | None = None,
+        max_attempts: int = domain.DEFAULT_MAX_ATTEMPTS, run_id: UUID | str | None = None,
+        retryable: Classifier | None = None, claim: bool = True,
+    ) -> AsyncRun:  # fmt: skip
+        """Store manifest and context, then record RunStarted and run_policy in one append that takes the claim.
+
+        Cancelled after it had begun, the run may be there; its claim is given back. `retryable` is called in another
+        thread. Raises: as Journal.start_run.
+        """
+        return await self._run(
+            lambda: self._journal.start_run(
+                op_id, manifest=manifest, context=context, plan=plan, max_attempts=max_attempts, run_id=run_id,
+                retryable=retryable, claim=claim,
+            )
+        )  # fmt: skip
+
+    @overload
+    async def resume(
+        self, run_id: UUID | str, plan: Sequence[str] | None = None, max_attempts: int | None = None, *,
+        dry_run: Literal[False] = False, steal: bool = False, claim: bool = True, retryable: Classifier | None = None,
+    ) -> AsyncRun: ...  # fmt: skip
+
+    @overload
+    async def resume(
+        self, run_id: UUID | str, plan: Sequence[str] | None = None, max_attempts: int | None = None, *,
+        dry_run: Literal[True], steal: bool = False, claim: bool = True, retryable: Classifier | None = None,
+    ) -> ResumePoint: ...  # fmt: skip
+
+    async def resume(
+        self, run_id: UUID | str, plan: Sequence[str] | None = None, max_attempts: int | None = None, *,
+        dry_run: bool = False, steal: bool = False, claim: bool = True, retryable: Classifier | None = None,
+    ) -> AsyncRun | ResumePoint:  # fmt: skip
+        """Go on with a run after its process died: read, decide, and record what follows in one append.
+
+        Cancelled after it had begun, its claim is given back. Raises: as Journal.resume.
+        """
+        if dry_run:
+            return await self._calls.run(
+                lambda: self._journal.resume(
+                    run_id, plan, max_attempts, dry_run=True, steal=steal, claim=claim, retryable=retryable
+                )
+            )
+        return await self._run(
+            lambda: self._journal.resume(run_id, plan, max_attempts, steal=steal, claim=claim, retryable=retryable)
+        )
+
+    async def fork(
+        self, run_id: UUID | str, at_seq: int, new_run_id: UUID | str | None = None, *, claim: bool = True,
+        retryable: Classifier | None = None,
+    ) -> AsyncRun:  # fmt: skip
+        """Start a new run from what another had completed at `at_seq`; the source is left as it is.
+
+        Raises: as Journal.fork.
+        """
+        return await self._run(
+            lambda: self._journal.fork(run_id, at_seq, new_run_id, claim=claim, retryable=retryable)
+        )  # fmt: skip
+
+    async def cancel(self, run_id: UUID | str, reason: str = CANCELLED) -> RunState:
+        """End a run whoever runs it, or nobody; a living owner is Fenced at its next append.
+
+        Raises: as Journal.cancel.
+        """
+        return await self._calls.run(lambda: self._journal.cancel(run_id, reason))
+
+    async def _run(self, work: Callable[[], Run]) -> AsyncRun:
+        return AsyncRun(await self._calls.make(work, give_back), self._calls)
+
+    # -- append
+
+    async def append(
+        self, run_id: UUID | str, expected_seq: int, events: Iterable[Event | RecordedEvent], *,
+        token: bytes | None = None, epoch: int | None = None, claim: ClaimRequest | None = None,
+    ) -> Appended:  # fmt: skip
+        """Append to a run that holds `expected_seq` events (0: a new run); all or nothing, durable on return.
+
+        Waiting takes no thread, and appends that wait at the same time share a commit. A cancelled one is durable or
+        refused when CancelledError is raised. Raises: as Journal.append.
+        """
+        self._check()
+        pending = self._journal.append(run_id, expected_seq, events, token=token, epoch=epoch, claim=claim, wait=False)
+        outcome: Outcome[Appended] = Outcome()
+        signal = Signal()
+        pending.when_done(signal.give)
+        outcome.cancelled = await signal.wait()
+        outcome.run(pending.result)
+        return outcome.get()
+
+    async def append_many(
+        self, batches: Mapping[UUID | str, tuple[int, Iterable[Event | RecordedEvent]]], *,
+        token: bytes | None = None, epochs: Mapping[UUID | str, int] | None = None,
+    ) -> dict[UUID, Appended]:  # fmt: skip
+        """Append to several runs, all or nothing: {run id: (expected_seq, events)}. Existing only if all are.
+
+        Raises: as Journal.append_many.
+        """
+        return await self._calls.run(lambda: self._journal.append_many(batches, token=token, epochs=epochs))
+
+    # -- read
+
+    async def read(
+        self, run_id: UUID | str, from_seq: int = 1, to_seq: int | None = None, reverse: bool = False
+    ) -> list[RecordedEvent]:
+        """Events from `from_seq` to `to_seq`, both inclusive, ascending or, with `reverse`, descending.
+
+        Raises: InvalidStream (damage).
+        """
+        return await self._calls.run(lambda: self._journal.read(run_id, from_seq, to_seq, reverse))
+
+    async def read_raw(
+        self, run_id: UUID | str, from_seq: int = 1, to_seq: int | None = None, reverse: bool = False
+    ) -> list[tuple[Any, ...]]:
+        """As read, but tuples (seq, position, timestamp_ms, kind, *fields) as in docs/FORMAT.md."""
+        return await self._calls.run(lambda: self._journal.read_raw(run_id, from_seq, to_seq, reverse))
+
+    async def head(self, run_id: UUID | str) -> int:
+        """The number of events of a run, 0 for an unknown one."""
+        return await self._calls.run(lambda: self._journal.head(run_id))
+
+    async def run_state(self, run_id: UUID | str) -> RunState:
+        """What `analyze(await read(run_id))` gives, from rows. Raises: RunNotFound, InvalidStream."""
+        return await self._calls.run(lambda: self._journal.run_state(run_id))
+
+    async def resolve(self, prefix: str) -> UUID:
+        """The only run whose id begins so (4 characters at least). Raises: RunNotFound, AmbiguousRun, InvalidRunId."""
+        return await self._calls.run(lambda: self._journal.resolve(prefix))
+
+    def runs(
+        self, *, status: RunStatus | str | None = None, op_id: str | None = None, limit: int | None = None,
+        after: UUID | str | None = None,
+    ) -> AsyncIterator[RunSummary]:  # fmt: skip
+        """Runs, newest first: all, the live ones (status "live"), or those that ended so (latest end first).
+
+        `after` is a run id of an earlier list, from which it goes on.
+        """
+        return self._listed(lambda: self._journal.runs(status=status, op_id=op_id, limit=limit, after=after))
+
+    def recoverable(self, *, op_id: str | None = None, limit: int | None = None) -> AsyncIterator[RunSummary]:
+        """Live runs that nobody holds, newest first, but for those whose last failure says to wait longer."""
+        return self._listed(lambda: self._journal.recoverable(op_id=op_id, limit=limit))
+
+    # -- the feed of all runs
+
+    async def position(self) -> int:
+        """The position of the newest event, 0 when there is none."""
+        return await self._calls.run(self._journal.position)
+
+    async def position_of(self, run_id: UUID | str, seq: int) -> int:
+        """The position of one event. Raises: RunNotFound."""
+        return await self._calls.run(lambda: self._journal.position_of(run_id, seq))
+
+    def feed(
+        self, after: int = 0, *, follow: bool = False, timeout: float | None = None
+    ) -> AsyncIterator[RecordedEvent]:  # fmt: skip
+        """Events of all runs in commit order, those after a position: it never misses one that comes later.
+
+        With `follow` it waits for more, of any process, until `timeout` seconds pass without one. No thread waits.
+        """
+        return self._feed(after, follow, timeout)
+
+    async def _feed(self, after: int, follow: bool, silence_s: float | None) -> AsyncIterator[RecordedEvent]:
+        waited, pause = 0.0, _POLL_S[0]
+        while True:
+            page = await self._calls.run(partial(self._page, after))
+            for item in page:
+                yield item
+                after = item.position
+            if page:
+                waited, pause = 0.0, _POLL_S[0]
+                continue
+            if not follow or (silence_s is not None and waited >= silence_s):
+                return
+            await asyncio.sleep(pause)
+            waited += pause
+            pause = min(pause * 2, _POLL_S[1])
+
+    def _page(self, after: int) -> list[RecordedEvent]:
+        return _some(self._journal.feed(after))
+
+    # -- claims
+
+    async def claim(self, run_id: UUID | str, owner: str | None = None, ttl: float | None = None) -> Claim:
+        """Take the claim on a run for `ttl` seconds; `owner` is by default this process, whose death frees it.
+
+        Cancelled after it had begun, it is given back. Raises: RunNotFound, Claimed, InvalidEvent (the run has ended).
+        """
+        return await self._calls.make(
+            lambda: self._journal.claim(run_id, owner, ttl), lambda claim, _: self._journal.release(claim)
+        )
+
+    async def renew(self, claim: Claim, ttl: float | None = None) -> Claim:
+        """Extend a claim, an expired one too if nobody took it. Raises: Fenced (somebody did, or the run ended)."""
+        return await self._calls.run(lambda: self._journal.renew(claim, ttl))
+
+    async def release(self, claim: Claim) -> None:
+        """Give a claim back; one that was taken over or whose run ended is left as it is."""
+        await self._calls.run(lambda: self._journal.release(claim))
+
+    # -- cursors
+
+    async def cursor(self, name: str) -> int:
+        """The position kept under a name, 0 where there is none."""
+        return await self._calls.run(lambda: self._journal.cursor(name))
+
+    async def move_cursor(self, name: str, position: int) -> None:
+        """Keep a position under a name. Durable on return."""
+        await self._calls.run(lambda: self._journal.move_cursor(name, position))
+
+    # -- look after
+
+    async def verify(self, *, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
+        """Check every run. `progress` is called in another thread."""
+        return await self._calls.run(lambda: self._journal.verify(progress=progress))
+
+    async def chain_head(self, run_id: UUID | str, seq: int) -> bytes:
+        """The head of the run's chain of records after an event, 32 bytes. Raises: RunNotFound."""
+        return await self._calls.run(lambda: self._journal.chain_head(run_id, seq))
+
+    # -- life
+
+    async def close(self) -> None:
+        """Finish the calls under way, then close the journal if it was opened here. Idempotent.
+
+        An attempt that a task still holds stays open, as after a crash.
+        """
+        if not self._closed:
+            self._closed = True
+            (await aside(self._close)).get()
+
+    def _close(self) -> None:
+        self._calls.close()
+        if self._owned:
+            self._journal.close()
+
+    async def __aenter__(self) -> AsyncJournal:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, GeneratorExit):  # a coroutine that is closed may not wait
+            closed, self._closed = self._closed, True
+            if not closed:
+                self._close()
+            return
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"Async{self._journal!r}"
+
+    # -- inside
+
+    def _check(self) -> None:
+        self._journal._check()
+        if self._closed:
+            raise JournalClosed(self._journal._name)
+
+    async def _listed(self, listing: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+        """The rows of a listing, which is read some at a time in other threads."""
+        found = await self._calls.run(listing)
+        while page := await self._calls.run(partial(_some, found)):
+            for item in page:
+                yield item
+
+
+def _some(items: Iterator[T]) -> list[T]:
+    return list(islice(items, PAGE_EVENTS))
