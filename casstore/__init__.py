@@ -56,6 +56,7 @@ __all__ = [
     "ForkedHandle",
     "GcRefused",
     "GcReport",
+    "ImportReport",
     "InvalidArgument",
     "InvalidCar",
     "InvalidHome",

@@ -229,16 +229,15 @@ def refusal(cid: bytes) -> str:
     if cid.startswith(b"\x12\x20") and len(cid) >= 34:
         return f"{cid_text(cid[:34])} is a CIDv0; only CIDv1, raw, blake3 of 32 bytes is read"
     numbers, at = [], 0
-    for _ in range(4):
+    while len(numbers) < 4 and at < len(cid):
         number, shift = 0, 0
-        while at < len(cid) and shift < 7 * VARINT_BYTES_MAX:
-            byte = cid[at]
+        for byte in cid[at : at + VARINT_BYTES_MAX]:
             number |= (byte & 0x7F) << shift
             at, shift = at + 1, shift + 7
             if byte < 0x80:
                 break
         numbers.append(number)
-    version, codec, function, size = numbers
+    version, codec, function, size = numbers if len(numbers) == 4 else (0, 0, 0, 0)
     if version != 1 or at + size > len(cid):
         return f"what should be a CID is none: {cid[:8].hex()}…"
     return (

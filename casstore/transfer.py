@@ -9,7 +9,6 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, Final, NamedTuple, cast, final
 
@@ -274,13 +273,34 @@ class _Ready(NamedTuple):
     links: tuple[bytes, ...]
 
 
-@dataclass(slots=True)
-class _Late:
+class _Late(NamedTuple):
     """A block put aside: what it links to was not there when it came."""
 
     place: int
     length: int
-    missing: set[bytes] = field(default_factory=set)
+    missing: set[bytes]
+
+
+@final
+class _Order:
+    """Blocks that wait for others. `ready` are those that wait for none. Pure."""
+
+    def __init__(self, missing: dict[bytes, set[bytes]]) -> None:
+        self.missing = missing
+        self.ready = deque(digest for digest, waited in missing.items() if not waited)
+        self._parents: dict[bytes, list[bytes]] = {}
+        for digest, waited in missing.items():
+            for link in waited:
+                self._parents.setdefault(link, []).append(digest)
+
+    def done(self, digest: bytes) -> None:
+        """It waits no more, and nobody for it."""
+        del self.missing[digest]
+        for parent in self._parents.pop(digest, ()):
+            waited = self.missing[parent]
+            waited.discard(digest)
+            if not waited:
+                self.ready.append(parent)
 
 
 @final
@@ -312,6 +332,7 @@ class _Importer:
                 data = first + self._car.read_block()
                 self._add(_Ready(block.id, block.offset, data, links_of(data)))
             else:
+                self._flush()  # an interrupted upload is lost, what came before it need not be
                 self._stream(block, first)
             self._step()
         self._flush()
@@ -406,53 +427,44 @@ class _Importer:
         self.unlinked.append(id)
 
     def _settle(self) -> None:
-        """Put what was put aside, each block as soon as the last of what it waits for is there."""
+        """Put what was put aside, each block as soon as the last of what it waits for is put."""
         there = self._visible(link for late in self._late.values() for link in late.missing)
-        waiting: dict[bytes, list[bytes]] = {}
-        queue: deque[bytes] = deque()
-        for digest, late in self._late.items():
-            late.missing -= there
-            for link in late.missing:
-                waiting.setdefault(link, []).append(digest)
-            if not late.missing:
-                queue.append(digest)
-        left = dict(self._late)
-        while left:
-            batch = self._take(queue, left)
-            if batch:
-                for block in self._put(batch):
-                    raise self._missing(block.id.digest, set(block.links) - self._visible(block.links))
-                done = [block.id.digest for block in batch]
-            else:
-                done = [self._give_up_links(left)]
-            for digest in done:
-                del left[digest]
-                for parent in waiting.pop(digest, ()):
-                    missing = self._late[parent].missing
-                    missing.discard(digest)
-                    if not missing and parent in left:
-                        queue.append(parent)
+        order = _Order({digest: late.missing - there for digest, late in self._late.items()})
+        while order.missing:
+            batch = self._take(order)
+            if not batch:
+                self._give_up_links(order)
+            for block in self._put(batch):
+                raise self._missing(block.id.digest, set(block.links) - self._visible(block.links))
             self._step()
 
-    def _take(self, queue: deque[bytes], left: dict[bytes, _Late]) -> list[_Ready]:
+    def _take(self, order: _Order) -> list[_Ready]:
+        """A batch in order: a block may link to those before it."""
         batch: list[_Ready] = []
         size = 0
-        while queue and len(batch) < BATCH_ITEMS and (not batch or size + left[queue[0]].length <= BATCH_BYTES):
-            digest = queue.popleft()
-            late = left[digest]
-            data = self._incoming.again(ArtifactId(digest), late.place, late.length)
-            batch.append(_Ready(ArtifactId(digest), late.place, data, links_of(data)))
-            size += len(data)
+        while order.ready and len(batch) < BATCH_ITEMS:
+            late = self._late[order.ready[0]]
+            if batch and size + late.length > BATCH_BYTES:
+                break
+            id = ArtifactId(order.ready.popleft())
+            data = self._incoming.again(id, late.place, late.length)
+            batch.append(_Ready(id, late.place, data, links_of(data)))
+            size += late.length
+            order.done(id.digest)
         return batch
 
-    def _give_up_links(self, left: dict[bytes, _Late]) -> bytes:
+    def _give_up_links(self, order: _Order) -> None:
         """What links to nothing that is there can only be what `put_file` took: large, and without links."""
-        for digest, late in left.items():
-            if late.length > FRAME_SIZE and not late.missing & left.keys():
-                self._put_unlinked(ArtifactId(digest), self._incoming.again(ArtifactId(digest), late.place, late.length))
-                return digest
-        digest, late = next((digest, late) for digest, late in left.items() if late.missing - left.keys())
-        raise self._missing(digest, late.missing - left.keys())
+        for digest, missing in order.missing.items():
+            late = self._late[digest]
+            if late.length > FRAME_SIZE and not missing & order.missing.keys():
+                id = ArtifactId(digest)
+                self._put_unlinked(id, self._incoming.again(id, late.place, late.length))
+                order.done(digest)
+                return
+        for digest, missing in order.missing.items():
+            if absent := missing - order.missing.keys():
+                raise self._missing(digest, absent)
 
     def _missing(self, digest: bytes, links: set[bytes]) -> MissingArtifact:
         link = min(links) if links else digest

@@ -45,7 +45,7 @@ def register(cli: click.Group) -> None:
 
     @command(cli, "import")
     @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
-    @click.option("--pin", "pin", metavar="NAME", default=None, help="Pin the root as NAME; several as NAME/0, NAME/1 …")
+    @click.option("--pin", metavar="NAME", default=None, help="Pin the root as NAME; several as NAME/0, NAME/1 …")
     @click.option("--kind", default="other", show_default=True, help="What the artifacts are, for people.")
     def import_(home: Path, out: Out, file: Path, pin: str | None, kind: str) -> None:
         """Store the blocks of a CAR v1 file (`-` for standard input) and print its roots.
@@ -71,7 +71,8 @@ def register(cli: click.Group) -> None:
 
         out.document(document, text)
         if not out.as_json:
-            talk.print(f"{found.blocks} blocks, {shown_size(found.raw_bytes)} of data; {found.known} were there already")
+            size_text = shown_size(found.raw_bytes)
+            talk.print(f"{found.blocks} blocks, {size_text} of data; {found.known} were there already")
             if found.unlinked:
                 talk.print(f"{len(found.unlinked)} large ones hold links that gc does not follow")
 
