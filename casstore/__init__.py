@@ -35,7 +35,17 @@ from casstore.errors import (
 )
 from casstore.ids import ArtifactId
 from casstore.leases import Lease
-from casstore.reports import ArtifactInfo, ExportReport, Finding, GcReport, ImportReport, StoreStats, VerifyReport, Why
+from casstore.reports import (
+    ArtifactInfo,
+    CompactReport,
+    ExportReport,
+    Finding,
+    GcReport,
+    ImportReport,
+    StoreStats,
+    VerifyReport,
+    Why,
+)
 from casstore.roots import Root, RootSource
 from casstore.store import Store
 from casstore.store import open_store as open
@@ -49,6 +59,7 @@ __all__ = [
     "Busy",
     "ClosedHandle",
     "Collected",
+    "CompactReport",
     "Corrupt",
     "DamagedStore",
     "ExportReport",

@@ -204,6 +204,13 @@ class BlobBackend(Protocol):
 
     def counters(self) -> Counters: ...
     def info(self) -> dict[str, int]: ...
+    def compact(self) -> tuple[int, int]:
+        """Give unused space back while others read and write; bytes taken before and after. The caller keeps
+        other compactions and collections out."""
+
+    def tidy(self) -> None:
+        """Remove what a killed compaction left. The caller keeps compactions out."""
+
 
     # -- write: each call is one atomic step, durable after the next sync
     def put(self, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult: ...

@@ -132,3 +132,12 @@ class ImportReport:
     late: int
     unlinked: tuple[ArtifactId, ...]
     pins: dict[str, ArtifactId]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactReport:
+    """Bytes of the store's file before and after; the difference is given back to the file system."""
+
+    before_bytes: int
+    after_bytes: int

@@ -24,8 +24,10 @@ PURGE: Final = b"purge1"  # data_id -> nothing: its pieces may go
 GCS: Final = b"gcs1"  # number of a gc -> its report, JSON
 TICK: Final = b"tick1"  # first commit number in a second -> that second, unix time
 META: Final = b"meta1"
+CHANGED: Final = b"changed1"  # place in TABLES ‖ key -> nothing: what changed while compact copies
 
-TABLES: Final = (IX, DA, D, LN, KN, KP, GONE, PIN, LEASE, LEASED, STAGE, RECENT, PURGE, GCS, TICK, META)
+# Only ever appended to: CHANGED names them by place.
+TABLES: Final = (IX, DA, D, LN, KN, KP, GONE, PIN, LEASE, LEASED, STAGE, RECENT, PURGE, GCS, TICK, META, CHANGED)
 STATE_KEY: Final = b"state"
 UUID_KEY: Final = b"uuid"
 

@@ -28,13 +28,22 @@ from casstore.errors import (
     PinNotFound,
     ReadOnly,
 )
+from casstore.generations import GenerationTables
 from casstore.home import Home, open_home
 from casstore.ids import ArtifactId
 from casstore.leases import Lease
-from casstore.lmdb_tables import LmdbTables
 from casstore.reading import Reader
 from casstore.recent import RecentBytes
-from casstore.reports import ArtifactInfo, ExportReport, GcReport, ImportReport, StoreStats, VerifyReport, Why
+from casstore.reports import (
+    ArtifactInfo,
+    CompactReport,
+    ExportReport,
+    GcReport,
+    ImportReport,
+    StoreStats,
+    VerifyReport,
+    Why,
+)
 from casstore.roots import RootSource
 from casstore.rows import TABLES
 from casstore.table_backend import TableBackend
@@ -295,9 +304,21 @@ class Store:
         if dry_run:
             return collector.preview()
         with collecting.collector_lock(self.home):
+            self._backend.tidy()
             report = collector.run(plausible=(lambda *_: None) if force else collecting.refuse_implausible)
         self._backend.sync()
         return report
+
+    def compact(self) -> CompactReport:
+        """Give the space that gc freed back to the file system, while readers and writers of all processes go on.
+
+        Needs room for a second copy of what is used. Killed at any point, nothing is lost and the next one cleans
+        up. Raises: Busy (a gc or another compaction runs), StoreFull.
+        """
+        self._check(write=True)
+        with collecting.collector_lock(self.home):
+            before, after = self._backend.compact()
+        return CompactReport(before_bytes=before, after_bytes=after)
 
     def why(self, id: ArtifactId, roots: RootSource | None) -> Why:
         """Why an artifact is there, or gone."""
@@ -370,7 +391,7 @@ def open_store(
         if users and users[0] != (read_only, quota):
             raise AlreadyOpen(str(opened.path), "with another quota or mode")
         fresh = opened.created or not any(opened.path.glob("store/*/data.mdb"))
-        tables = LmdbTables(opened.store_path, TABLES, create=not read_only and fresh, read_only=read_only)
+        tables = GenerationTables(opened.path, TABLES, create=not read_only and fresh, read_only=read_only)
         try:
             backend = TableBackend(tables, read_only=read_only)
             if backend.bind(opened.uuid) != opened.uuid:

@@ -46,7 +46,7 @@ from casstore.rows import (
     piece_key,
     u64,
 )
-from casstore.tables import ReadTransaction, Tables
+from casstore.tables import CompactableTables, ReadTransaction
 
 FRAMES_CODEC = 5  # casstore.codec.Codec.FRAMES: its bytes are read by range, never whole
 
@@ -55,7 +55,7 @@ FRAMES_CODEC = 5  # casstore.codec.Codec.FRAMES: its bytes are read by range, ne
 class TableBackend:
     """See `casstore.backend.BlobBackend`."""
 
-    def __init__(self, tables: Tables, *, read_only: bool = False) -> None:
+    def __init__(self, tables: CompactableTables, *, read_only: bool = False) -> None:
         self._tables = tables
         self._read_only = read_only
         self._synced = 0
@@ -175,6 +175,12 @@ class TableBackend:
         return Counters(
             s.commit, s.artifacts, s.raw_bytes, s.stored_bytes, s.kept_bytes, s.epoch, bool(s.gc_open), s.cut, s.swept
         )
+
+    def compact(self) -> tuple[int, int]:
+        return self._tables.compact()
+
+    def tidy(self) -> None:
+        self._tables.tidy()
 
     def info(self) -> dict[str, int]:
         return self._tables.info()

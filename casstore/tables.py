@@ -58,6 +58,16 @@ class Tables(Protocol):
     def close(self) -> None: ...
 
 
+class CompactableTables(Tables, Protocol):
+    """Tables that can give unused space back."""
+
+    def compact(self) -> tuple[int, int]:
+        """Bytes taken before and after."""
+
+    def tidy(self) -> None:
+        """Remove what a killed compaction left."""
+
+
 @final
 class MemoryTables:
     """Tables in dicts, with an undo list for what fails; for tests and for users' tests."""
@@ -92,6 +102,13 @@ class MemoryTables:
 
     def reader_check(self) -> int:
         return 0
+
+    def compact(self) -> tuple[int, int]:
+        size = self.info()["file_bytes"]
+        return size, size
+
+    def tidy(self) -> None:
+        """Nothing can be left over."""
 
     def close(self) -> None:
         """Nothing to give back."""

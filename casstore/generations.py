@@ -1,0 +1,263 @@
+"""The store's tables over generations: compact makes a new one while readers and writers in other processes go on.
+
+`store/CURRENT` names the directory of the current generation. Every transaction looks whether it still does; a write
+transaction looks again once it holds the lock, so that no commit is lost in a generation that was left.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, final
+
+from casstore.errors import DamagedStore
+from casstore.home import current_generation, replace_file
+from casstore.lmdb_tables import LmdbTables
+from casstore.rows import CHANGED, META
+from casstore.steps import reach
+from casstore.tables import ReadTransaction, WriteTransaction
+
+COPYING: Final = b"copying"  # in meta while compact copies: every writer lists the keys that it changes
+MOVED: Final = b"moved"  # in meta of a generation that was left
+ROUND_KEYS: Final = 2000
+LAST_ROUND_KEYS: Final = 200
+
+Signature = tuple[int, int]
+
+
+@final
+class GenerationTables:
+    """See `casstore.tables.Tables`. Handles of generations that were left close when their last transaction ends."""
+
+    def __init__(self, home: Path, names: Sequence[bytes], *, create: bool, read_only: bool) -> None:
+        self._home, self._names, self._read_only = home, names, read_only
+        self._lock = threading.Lock()
+        self._active: dict[LmdbTables, int] = {}
+        self._seen, self._tables = self._open(create=create)
+
+    # -- as Tables
+
+    @contextmanager
+    def read(self) -> Iterator[ReadTransaction]:
+        tables = self._enter()
+        try:
+            with tables.read() as txn:
+                yield txn
+        finally:
+            self._leave(tables)
+
+    @contextmanager
+    def write(self) -> Iterator[WriteTransaction]:
+        while True:
+            tables = self._enter()
+            try:
+                with tables.write() as txn:
+                    if self._is_current(tables) and txn.get(META, MOVED) is None:
+                        yield txn if txn.get(META, COPYING) is None else _Listing(txn, self._names)
+                        return
+            finally:
+                self._leave(tables)
+
+    def sync(self) -> None:
+        tables = self._enter()
+        try:
+            tables.sync()
+        finally:
+            self._leave(tables)
+
+    def info(self) -> dict[str, int]:
+        tables = self._enter()
+        try:
+            return tables.info()
+        finally:
+            self._leave(tables)
+
+    def reader_check(self) -> int:
+        tables = self._enter()
+        try:
+            return tables.reader_check()
+        finally:
+            self._leave(tables)
+
+    def close(self) -> None:
+        with self._lock:
+            left, self._active = list(self._active), {}
+        for tables in {*left, self._tables}:
+            tables.close()
+
+    # -- compact
+
+    def compact(self) -> tuple[int, int]:
+        """Copy what is used into a new generation and make it the current one; bytes of the file before and after.
+
+        The caller keeps other compactions and collections out. Killed at any point the old or the new generation is
+        whole and current; what is left over is removed by the next `tidy`. Raises: StoreFull.
+        """
+        self.tidy()
+        old = self._tables
+        before = old.info()["file_bytes"]
+        number = int(current_generation(self._home)) + 1
+        directory = self._home / "store" / str(number)
+        with old.write() as txn:
+            txn.put(META, COPYING, b"")
+        try:
+            reach("compact.copying")
+            directory.mkdir()
+            old.environment.copy_to(directory, compact=True)
+            reach("compact.copied")
+            new = LmdbTables(directory, self._names, create=False, read_only=False)
+            try:
+                while self._round(old, new) > LAST_ROUND_KEYS:
+                    reach("compact.round")
+                self._switch(old, new, number)
+            finally:
+                new.close()
+        except BaseException:
+            self.tidy()
+            raise
+        reach("compact.switched")
+        tables = self._enter()
+        self._leave(tables)
+        self.tidy()
+        return before, tables.info()["file_bytes"]
+
+    def tidy(self) -> None:
+        """Remove what a killed compaction left, and generations that were left. Only with compactions kept out."""
+        current = current_generation(self._home)
+        for directory in (self._home / "store").iterdir():
+            if directory.is_dir() and directory.name != current:
+                # Processes that still read there keep the file open; at their next transaction they move on.
+                shutil.rmtree(directory)
+        with self.read() as txn:
+            unfinished = txn.get(META, COPYING) is not None
+        if unfinished:
+            with self._tables.write() as txn:
+                txn.delete(META, COPYING)
+                _clear(txn)
+
+    def _round(self, old: LmdbTables, new: LmdbTables) -> int:
+        """Bring over what was listed; how many keys. Taken off the list first: killed, the copy is thrown away."""
+        with old.write() as txn:
+            changes = _take(txn, self._names, ROUND_KEYS)
+        _apply(new, changes)
+        return len(changes)
+
+    def _switch(self, old: LmdbTables, new: LmdbTables, number: int) -> None:
+        """With the old generation's lock held: the last changes, a flush, then CURRENT decides."""
+        with old.write() as txn:
+            reach("compact.last")
+            changes = _take(txn, self._names, 1 << 40)
+            _apply(new, changes)
+            with new.write() as fresh:
+                fresh.delete(META, COPYING)
+                _clear(fresh)
+            new.sync()
+            reach("compact.flushed")
+            replace_file(self._home / "store" / "CURRENT", f"{number}\n")
+            reach("compact.renamed")
+            txn.put(META, MOVED, str(number).encode())
+
+    # -- inside
+
+    def _open(self, *, create: bool = False) -> tuple[Signature, LmdbTables]:
+        while True:
+            seen = self._signature()
+            name = current_generation(self._home)
+            path = self._home / "store" / name
+            try:
+                return seen, LmdbTables(path, self._names, create=create, read_only=self._read_only)
+            except DamagedStore:
+                if current_generation(self._home) == name:
+                    raise  # else the generation was left and removed in between
+
+    def _signature(self) -> Signature:
+        try:
+            found = os.stat(self._home / "store" / "CURRENT")
+        except OSError as error:
+            raise DamagedStore(str(self._home / "store" / "CURRENT"), "cannot be read") from error
+        return found.st_ino, found.st_mtime_ns
+
+    def _is_current(self, tables: LmdbTables) -> bool:
+        return tables is self._tables and self._signature() == self._seen
+
+    def _enter(self) -> LmdbTables:
+        with self._lock:
+            if self._signature() != self._seen:
+                seen, fresh = self._open()
+                left, self._tables, self._seen = self._tables, fresh, seen
+                if not self._active.get(left):
+                    self._active.pop(left, None)
+                    left.close()
+            self._active[self._tables] = self._active.get(self._tables, 0) + 1
+            return self._tables
+
+    def _leave(self, tables: LmdbTables) -> None:
+        with self._lock:
+            if tables not in self._active:
+                return  # closed meanwhile
+            self._active[tables] -= 1
+            if not self._active[tables] and tables is not self._tables:
+                del self._active[tables]
+                tables.close()
+
+
+@final
+class _Listing:
+    """A write transaction that lists the keys it changes, for the compaction that is copying."""
+
+    def __init__(self, txn: WriteTransaction, names: Sequence[bytes]) -> None:
+        self._txn = txn
+        self._prefixes = {name: bytes((place,)) for place, name in enumerate(names)}
+        self.get, self.count, self.scan = txn.get, txn.count, txn.scan
+
+    def put(self, table: bytes, key: bytes, value: bytes) -> None:
+        self._txn.put(CHANGED, self._prefixes[table] + key, b"")
+        self._txn.put(table, key, value)
+
+    def append(self, table: bytes, key: bytes, value: bytes) -> None:
+        self._txn.put(CHANGED, self._prefixes[table] + key, b"")
+        self._txn.append(table, key, value)
+
+    def delete(self, table: bytes, key: bytes) -> bool:
+        self._txn.put(CHANGED, self._prefixes[table] + key, b"")
+        return self._txn.delete(table, key)
+
+
+Change = tuple[bytes, bytes, bytes | None]
+
+
+def _take(txn: WriteTransaction, names: Sequence[bytes], most: int) -> list[Change]:
+    """Listed keys with what they hold now, taken off the list."""
+    listed: list[bytes] = []
+    for key, _ in txn.scan(CHANGED):
+        if len(listed) >= most:
+            break
+        listed.append(key)
+    changes: list[Change] = []
+    for key in listed:
+        table = names[key[0]]
+        changes.append((table, key[1:], txn.get(table, key[1:])))
+        txn.delete(CHANGED, key)
+    return changes
+
+
+def _apply(new: LmdbTables, changes: Sequence[Change]) -> None:
+    if not changes:
+        return
+    with new.write() as txn:
+        for table, key, value in changes:
+            if value is None:
+                txn.delete(table, key)
+            else:
+                txn.put(table, key, value)
+
+
+def _clear(txn: WriteTransaction) -> None:
+    for key in [key for key, _ in txn.scan(CHANGED)]:
+        txn.delete(CHANGED, key)
+
+
