@@ -20,7 +20,8 @@ PUBLIC = {
     "casstore.processes", "casstore.roots", "casstore.steps", "casstore.tables", "casstore.testing", "casstore.values",
 }  # fmt: skip
 PURE = {
-    "casstore.car", "casstore.codec", "casstore.frames", "casstore.segments", "casstore.values", "casstore.ids", "casstore.marks",
+    "casstore.car", "casstore.codec", "casstore.frames", "casstore.segments", "casstore.values", "casstore.ids",
+    "casstore.marks",
     "journal.events", "journal.event_json", "journal.views", "journal.envelopes", "journal.records",
     "journal.decisions", "journal.domain", "journal.failures", "journal.ids", "journal.storable",
 }  # fmt: skip
