@@ -42,7 +42,8 @@ class AsyncJournal:
     """An open journal for the tasks of an event loop.
 
     `async with AsyncJournal.open(home) as jrn`, or around a journal that is open: `AsyncJournal(journal)`, which is
-    left open then. `workers` is the number of calls that are made at a time, besides `append`.
+    left open then. `workers` is the number of calls that are made at a time, besides `append`; as many calls of the
+    recorder share a commit.
     """
 
     def __init__(self, journal: Journal, *, workers: int = WORKERS) -> None:
