@@ -228,7 +228,8 @@ def refusal(cid: bytes) -> str:
     """Why a CID, the first of these bytes, is not read."""
     if cid.startswith(b"\x12\x20") and len(cid) >= 34:
         return f"{cid_text(cid[:34])} is a CIDv0; only CIDv1, raw, blake3 of 32 bytes is read"
-    numbers, at = [], 0
+    numbers: list[int] = []
+    at = 0
     while len(numbers) < 4 and at < len(cid):
         number, shift = 0, 0
         for byte in cid[at : at + VARINT_BYTES_MAX]:

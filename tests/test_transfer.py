@@ -351,6 +351,23 @@ def test_gc_takes_nothing_of_an_import(stores: tuple[Store, Store], backwards: b
     assert len(two) == 0
 
 
+def test_what_was_there_already_is_held_too() -> None:
+    """A large artifact that nothing needs any more is not taken between its block and its parent's."""
+    one, two = memory_store(), memory_store()
+    large = one.put_file(io.BytesIO(noise(5 * MIB, 50)))
+    root = one.put_value([large, one.put(noise(900_000, 1))])
+    two.put(one.get(large))
+    read = []
+
+    def told(size: int) -> None:
+        read.append(size)
+        if sum(read) > 5 * MIB:
+            two.gc(FakeRoots(two), grace=0, force=True)
+
+    assert two.import_(io.BytesIO(exported(one, root)), progress=told, pin="root").known == 1
+    assert contents(two) == contents(one)
+
+
 def test_the_lease_of_a_long_import_is_renewed() -> None:
     """Hours may pass between two blocks' commits, as long as each step takes less than the lease."""
     clock = FakeClock()
