@@ -53,6 +53,9 @@ class History(Protocol):
     @property
     def facts(self) -> dict[str, ArtifactId]: ...
 
+    @property
+    def last_completed(self) -> str | None: ...
+
 
 class KnownHistory(NamedTuple):
     """A history that is at hand."""
@@ -60,6 +63,10 @@ class KnownHistory(NamedTuple):
     completed: tuple[str, ...] = ()
     attempts: dict[str, int] = {}  # noqa: RUF012 - never written to
     facts: dict[str, ArtifactId] = {}  # noqa: RUF012
+
+    @property
+    def last_completed(self) -> str | None:
+        return self.completed[-1] if self.completed else None
 
 
 @final
@@ -101,6 +108,11 @@ class RunState:
         """Fact keys and their payloads."""
         return self.history.facts
 
+    @property
+    def last_completed(self) -> str | None:
+        """The state completed last, None at the start: known without reading the others."""
+        return self.history.last_completed
+
     __hash__ = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
@@ -132,8 +144,8 @@ def analyze(events: Iterable[RecordedEvent]) -> RunState:
     return state_of(view)
 
 
-def state_of(view: RunView) -> RunState:
-    """The state of a view whose overlays hold the whole run (it was advanced from seq 1 on).
+def state_of(view: RunView, history: History | None = None) -> RunState:
+    """The state of a view. Without `history` its overlays have to hold the whole run (it was advanced from seq 1 on).
 
     Raises: InvalidStream where the run has not begun.
     """
@@ -157,12 +169,13 @@ def state_of(view: RunView) -> RunState:
         plan=view.plan,
         plan_id=view.plan_id,
         max_attempts=view.max_attempts,
-        history=KnownHistory(
-            tuple(view.new_completed),
-            dict(view.new_attempts),
-            {key: fact.payload_id for key, fact in view.new_facts.items()},
-        ),
+        history=_history_of(view) if history is None else history,
     )
+
+
+def _history_of(view: RunView) -> KnownHistory:
+    facts = {key: fact.payload_id for key, fact in view.new_facts.items()}
+    return KnownHistory(tuple(view.new_completed), dict(view.new_attempts), facts)
 
 
 def check_append(view: RunView, events: Sequence[Event]) -> None:
@@ -216,7 +229,7 @@ def decide(state: RunState, plan: Sequence[str] | None = None, max_attempts: int
     if failure is not None:
         return _after_failure(state, failure.state_id, failure.attempt, failure.error.info.retryable, limit)
     if ordered is None:
-        return Choose(state.completed[-1] if state.completed else None, state.checkpoint_id)
+        return Choose(state.last_completed, state.checkpoint_id)
     done = set(state.completed)
     for state_id in ordered:
         if state_id not in done:

@@ -21,7 +21,7 @@ from journal.admission import ClaimRequest, RunAppend, Terms, is_free
 from journal.appends import Appended, Appender, Claim, PendingAppend, request_of
 from journal.backend import ClaimRow, JournalBackend
 from journal.context_codec import ContextCodec, PlainCodec
-from journal.envelopes import RunState
+from journal.envelopes import History, RunState
 from journal.errors import (
     AmbiguousRun,
     Conflict,
@@ -39,6 +39,8 @@ from journal.reading import RunSummary
 from journal.resume import CLAIM_TTL_MS, RunOperations
 from journal.rows import TABLES
 from journal.table_backend import TableBackend
+from journal.upkeep import RunUpkeep
+from journal.views import RunView
 
 __all__ = ["Journal", "open_journal"]
 
@@ -48,7 +50,7 @@ _HEX: Final = frozenset("0123456789abcdef-")
 
 
 @final
-class Journal(RunOperations):
+class Journal(RunOperations, RunUpkeep):
     """An open journal. All methods may be called from any thread; a handle serves one process.
 
     Every append is durable when it returns, and after every artifact that it names. A Journal is a RootSource for
@@ -162,6 +164,14 @@ class Journal(RunOperations):
             raise RunNotFound(wanted)
         return found
 
+    def history(self, run_id: UUID, head: int) -> History:
+        """What grows with a run, as it was at `head`; read when it is asked for."""
+        return reading.StoredHistory(self._backend, run_id, head)
+
+    def view(self, state: RunState) -> RunView:
+        """The run from this state on, as the recorder keeps it."""
+        return reading.stored_view(self._backend, state)
+
     def runs(
         self, *, status: RunStatus | str | None = None, op_id: str | None = None, limit: int | None = None,
         after: UUID | str | None = None,
@@ -269,11 +279,11 @@ class Journal(RunOperations):
         return Claim(run_id=claim.run_id, epoch=claim.epoch, owner=claim.owner, until_ms=until_ms)
 
     def release(self, claim: Claim) -> None:
-        """Give a claim back; one that was taken over or whose run ended is left as it is."""
+        """Give a claim back; one that was taken over or whose run ended or is gone is left as it is."""
         self._check(write=True)
         try:
             self._set_claim(claim, None)
-        except Fenced:
+        except (Fenced, RunNotFound):
             return
 
     def recoverable(self, *, op_id: str | None = None, limit: int | None = None) -> Iterator[RunSummary]:

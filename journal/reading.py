@@ -14,10 +14,11 @@ from journal import domain, records
 from journal.admission import decode, fact_of, view_of
 from journal.backend import JournalBackend, Look, RunRow
 from journal.envelopes import Failure, RunState, analyze
-from journal.errors import InvalidStream
-from journal.events import DomainEvent, RecordedEvent, StateFailed, links, to_fields
+from journal.errors import InvalidStream, RunNotFound
+from journal.events import DomainEvent, RecordedEvent, StateCompleted, StateFailed, links, to_fields
 from journal.failures import RunStatus
 from journal.records import Context
+from journal.views import LastFailure, RunView, StateEntries
 
 PAGE_EVENTS: Final = 512
 
@@ -53,15 +54,18 @@ def summary(row: RunRow) -> RunSummary:
 def read_run(backend: JournalBackend, run_id: UUID, first: int, last: int | None) -> Iterator[RecordedEvent]:
     """Events of a run in pages, each from a look of its own: nothing stays open between two events.
 
-    Raises: InvalidStream where a record is missing or does not decode.
+    Raises: InvalidStream where a record is missing or does not decode; RunNotFound where the run is forgotten midway.
     """
-    first, context = max(first, 1), None
+    first, context, number = max(first, 1), None, None
     while True:
         page: list[RecordedEvent] = []
         with backend.look() as look:
             row = look.run(run_id)
+            if number is not None and (row is None or row.number != number):
+                raise RunNotFound(run_id)
             if row is None:
                 return
+            number = row.number
             last = row.head if last is None else min(last, row.head)
             if first == 1:
                 context = Context()
@@ -110,6 +114,8 @@ def feed_page(backend: JournalBackend, after: int, limit: int = PAGE_EVENTS) -> 
     with backend.look() as look:
         for position, data in look.after(after):
             row = _row_of(look, rows, data, position)
+            if row is None:
+                continue
             record = decode(look, row, data)
             page.append(RecordedEvent(run_id=row.run_id, seq=record.seq, position=position,
                                       timestamp_ms=record.timestamp_ms, event=record.event))  # fmt: skip
@@ -118,10 +124,13 @@ def feed_page(backend: JournalBackend, after: int, limit: int = PAGE_EVENTS) -> 
     return page
 
 
-def _row_of(look: Look, rows: dict[int, RunRow], data: bytes, position: int) -> RunRow:
+def _row_of(look: Look, rows: dict[int, RunRow], data: bytes, position: int) -> RunRow | None:
+    """None for what a forget is still to remove."""
     number = records.peek(data)[1]
     row = rows.get(number) or look.numbered(number)
     if row is None:
+        if any(number == forgotten for _, forgotten, _ in look.forgetting()):
+            return None
         raise InvalidStream("bad_record", None, None, f"the record at position {position} is of no known run")
     rows[number] = row
     return row
@@ -134,14 +143,14 @@ def _row_of(look: Look, rows: dict[int, RunRow], data: bytes, position: int) -> 
 class StoredHistory:
     """What grows with a run, read when it is first asked for: as it was at `head`."""
 
-    def __init__(self, backend: JournalBackend, run_id: UUID, head: int) -> None:
-        self._backend, self._run_id, self._head = backend, run_id, head
+    def __init__(self, backend: JournalBackend, run_id: UUID, head: int, number: int | None = None) -> None:
+        self._backend, self._run_id, self._head, self._number = backend, run_id, head, number
 
     @functools.cached_property
     def _states(self) -> tuple[tuple[str, ...], dict[str, int]]:
         with self._backend.look() as look:
-            row = look.run(self._run_id)
-            if row is not None and row.head == self._head:
+            row = self._row(look)
+            if row.head == self._head:
                 found = list(look.states(row.number))
                 done = sorted((state.completed_place, name) for name, state in found if state.completed_seq)
                 entered = {name: state.attempts for name, state in found if state.attempts}
@@ -152,10 +161,29 @@ class StoredHistory:
     @functools.cached_property
     def facts(self) -> dict[str, ArtifactId]:
         with self._backend.look() as look:
-            row = look.run(self._run_id)
-            if row is not None and row.head == self._head:
+            row = self._row(look)
+            if row.head == self._head:
                 return dict(fact_of(look, row, seq) for seq in sorted(look.facts(row.number)))
         return self._replayed.facts
+
+    @functools.cached_property
+    def last_completed(self) -> str | None:
+        with self._backend.look() as look:
+            row = look.run(self._run_id)
+            if row is not None and row.head == self._head:
+                if not row.n_completed:
+                    return None
+                if row.checkpoint_seq > 1:
+                    completed = _event(look, row, row.checkpoint_seq)
+                    return None if type(completed) is not StateCompleted else completed.state_id
+        return self.completed[-1] if self.completed else None  # of a fork that completed nothing of its own yet
+
+    def _row(self, look: Look) -> RunRow:
+        """Raises: RunNotFound: it was forgotten, though there may be a new run of its id."""
+        row = look.run(self._run_id)
+        if row is None or self._number not in (None, row.number):
+            raise RunNotFound(self._run_id)
+        return row
 
     @functools.cached_property
     def _replayed(self) -> RunState:
@@ -199,8 +227,42 @@ def run_state(backend: JournalBackend, run_id: UUID) -> RunState | None:
             checkpoint_id=row.checkpoint_id, checkpoint_seq=row.checkpoint_seq,
             final_snapshot_id=view.final_snapshot_id, open_attempt=view.open_attempt, last_failure=failure,
             head=row.head, plan=plan, plan_id=plan_id, max_attempts=limit,
-            history=StoredHistory(backend, run_id, row.head),
+            history=StoredHistory(backend, run_id, row.head, row.number),
         )  # fmt: skip
+
+
+def stored_view(backend: JournalBackend, state: RunState) -> RunView:
+    """The run as the rules see it from this state on; what came before is looked up when it is first asked for.
+
+    Ask before an append for what its events need (`views.look_up`): afterwards the rows hold them already.
+    """
+
+    @functools.cache
+    def stored_state(state_id: str) -> StateEntries:
+        with backend.look() as look:
+            row = look.run(state.run_id)
+            found = None if row is None else look.state(row.number, state_id)
+        return StateEntries(0, 0) if found is None else StateEntries(found.attempts, found.completed_seq)
+
+    @functools.cache
+    def stored_fact(key: str) -> ArtifactId | None:
+        with backend.look() as look:
+            row = look.run(state.run_id)
+            seq = None if row is None else look.fact(row.number, key)
+            return None if row is None or seq is None else fact_of(look, row, seq)[1]
+
+    failure = state.last_failure
+    view = RunView(
+        run_id=state.run_id, head=state.head, op_id=state.op_id, manifest_id=state.manifest_id, status=state.status,
+        checkpoint_id=state.checkpoint_id, checkpoint_seq=state.checkpoint_seq, open_attempt=state.open_attempt,
+        final_snapshot_id=state.final_snapshot_id, plan=state.plan, plan_id=state.plan_id,
+        max_attempts=state.max_attempts, stored_state=stored_state, stored_fact=stored_fact, stored_head=state.head,
+    )  # fmt: skip
+    if failure is not None:
+        retryable = failure.error.info.retryable
+        view.last_failure = LastFailure(failure.state_id, failure.attempt, retryable, failure.seq)
+        view.last_error = failure.error
+    return view
 
 
 def _event(look: Look, row: RunRow, seq: int) -> Any:
@@ -263,9 +325,12 @@ def live_roots(backend: JournalBackend, completed_after_ms: int | None) -> Itera
         if row is None:
             continue  # forgotten meanwhile
         text = str(row.run_id)
-        for item in read_run(backend, row.run_id, 1, None):
-            for field, name in links(item.event):
-                yield Root(name, text, item.seq, field, live)
+        try:
+            for item in read_run(backend, row.run_id, 1, None):
+                for field, name in links(item.event):
+                    yield Root(name, text, item.seq, field, live)
+        except RunNotFound:
+            continue
 
 
 def roots_after(backend: JournalBackend, position: int) -> tuple[int, list[Root]]:

@@ -36,7 +36,7 @@ from journal.events import DomainEvent, Event, RunCompleted, StateEntered, State
 from journal.failures import ErrorInfo, RunStatus, StateError
 from journal.records import MAX_RECORD
 from journal.storable import REASON_LIMIT_BYTES, state_error, storable_text
-from journal.views import RunView, advance
+from journal.views import RunView, advance, look_up
 
 MANIFEST_KIND: Final = "manifest"
 DETAILS_KIND: Final = "error_details"
@@ -75,6 +75,7 @@ class Run:
         self._entered_ahead: Attempt | None = None  # opened by complete(then=…), not yet asked for
         self._decision: Decision | None = None
         self._listed: tuple[ArtifactId, tuple[str, ...]] | None = None  # a plan kept in an artifact
+        self._planned_from = 0  # states of the plan before this place are completed; a plan of a run never changes here
         self._overtaken_by_renewal = False
         self._on_end: Callable[[Run], None] | None = None
         self._children: dict[UUID, Run] = {}
@@ -90,7 +91,7 @@ class Run:
     def state(self) -> RunState:
         """The run as of the last event that this object recorded or read."""
         with self._lock:
-            return state_of(self._view)
+            return self._state()
 
     @property
     def head(self) -> int:
@@ -120,6 +121,9 @@ class Run:
         Raises: NoPlan where only the orchestrator can choose.
         """
         with self._lock:
+            planned = self._planned()
+            if planned is not None:
+                return planned
             decision = self._decide()
         if isinstance(decision, Orphaned | Enter):
             return decision.state_id
@@ -139,9 +143,7 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """Every fact recorded so far, decoded afresh."""
-        with self._lock:
-            bound = {key: fact.payload_id for key, fact in self._view.new_facts.items()}
-        return {key: self._store.get_value(payload_id) for key, payload_id in bound.items()}
+        return {key: self._store.get_value(payload_id) for key, payload_id in self.state.facts.items()}
 
     # -- states
 
@@ -175,7 +177,7 @@ class Run:
         with self._lock:
             decision = self._decide()
             if isinstance(decision, Orphaned):
-                self._append(resume_events(state_of(self._view), decision))
+                self._append(resume_events(self._state(), decision))
                 self._closed_by_force("left")
 
     # -- events of the orchestrator
@@ -279,6 +281,7 @@ class Run:
     def _write(self, events: list[Event], refill: tuple[Refill, ...]) -> None:
         token = secrets.token_bytes(16)
         expected = self._view.head
+        look_up(self._view, events)
 
         def append() -> None:
             self._journal.append(self.run_id, expected, events, token=token, epoch=self.epoch)
@@ -367,7 +370,20 @@ class Run:
     # -- plumbing
 
     def _decide(self) -> Decision:
-        return decide(state_of(self._view), self._plan() if self._view.status is None else None)
+        return decide(self._state(), self._plan() if self._view.status is None else None)
+
+    def _state(self) -> RunState:
+        view = self._view
+        return state_of(view, self._journal.history(view.run_id, view.head) if view.stored_head else None)
+
+    def _planned(self) -> str | None:
+        """The next state of the plan where nothing else is to be decided: found from where the last one was."""
+        view, plan = self._view, self._plan()
+        if plan is None or view.status is not None or view.open_attempt is not None or view.last_failure is not None:
+            return None
+        while self._planned_from < len(plan) and view.is_completed(plan[self._planned_from]):
+            self._planned_from += 1
+        return plan[self._planned_from] if self._planned_from < len(plan) else None
 
     def _end(self, status: RunStatus) -> RunCompleted:
         return RunCompleted(status=status, final_snapshot_id=self._checkpoint())

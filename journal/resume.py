@@ -103,8 +103,8 @@ def resume(
     Conflict (another process was faster; not tried again).
     """
     wanted = parse_run_id(run_id)
-    view = read_view(journal, wanted)
-    state = state_of(view)
+    state = journal.run_state(wanted)
+    view = journal.view(state)
     if state.status is None and plan is None and state.plan_id is not None:
         ordered: Sequence[str] | None = journal.store.get_value(state.plan_id)
     else:
@@ -181,9 +181,10 @@ def cancel(journal: Any, run_id: UUID | str, reason: str = CANCELLED) -> RunStat
     tries = 0
     while True:
         tries += 1
-        view = read_view(journal, wanted)
+        state: RunState = journal.run_state(wanted)
+        view = journal.view(state)
         if view.status is RunStatus.CANCELLED:
-            return state_of(view)
+            return state
         if view.status is not None:
             raise InvalidEvent("after_run_completed", wanted, view.head + 1, f"the run is {view.status.value}")
         events = ending(view, RunStatus.CANCELLED, reason, None, cancelled_info(reason))
@@ -193,19 +194,11 @@ def cancel(journal: Any, run_id: UUID | str, reason: str = CANCELLED) -> RunStat
             if tries == _CANCEL_TRIES:
                 raise
             continue
-        take(view, events)
-        return state_of(view)
+        ended: RunState = journal.run_state(wanted)
+        return ended
 
 
 # -- plumbing -------------------------------------------------------------------------------------------
-
-
-def read_view(journal: Any, run_id: UUID) -> RunView:
-    """The whole run, read and checked event by event. Raises: RunNotFound, InvalidStream."""
-    view = _fold(run_id, _read(journal, run_id))
-    if view.head == 0:
-        raise RunNotFound(run_id)
-    return view
 
 
 def _read(journal: Any, run_id: UUID) -> Sequence[RecordedEvent]:

@@ -19,7 +19,7 @@ The words for broken rules, with the clause of the stream rules each belongs to:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -111,6 +111,7 @@ class RunView:
     max_attempts: int = domain.DEFAULT_MAX_ATTEMPTS
     stored_state: Callable[[str], StateEntries] = no_states
     stored_fact: Callable[[str], ArtifactId | None] = no_facts
+    stored_head: int = 0  # the head at which the overlays began: with 0 they hold the whole run
     new_attempts: dict[str, int] = field(default_factory=dict)
     new_completed: dict[str, int] = field(default_factory=dict)
     new_facts: dict[str, RecordedFact] = field(default_factory=dict)
@@ -128,6 +129,15 @@ class RunView:
         """The payload bound to the key, if any."""
         new = self.new_facts.get(key)
         return self.stored_fact(key) if new is None else new.payload_id
+
+
+def look_up(view: RunView, events: Iterable[Event]) -> None:
+    """Ask for all that `advance` will need of these events: lookups remember what they answered."""
+    for event in events:
+        if type(event) is StateEntered:
+            view.attempts(event.state_id)
+        elif type(event) is DomainEvent and event.name == domain.FACT_RECORDED:
+            view.fact(event.payload["key"])
 
 
 Refusal = type[InvalidEvent] | type[InvalidStream]
