@@ -436,7 +436,8 @@ def _translated() -> Iterator[None]:
     except JournalClosed as error:
         raise InterfaceError(str(error)) from error
     except (InvalidEvent, InvalidArgument, EventTooLarge, InvalidValue) as error:
-        raise DataError(str(error)) from error
+        ended = isinstance(error, InvalidEvent) and error.rule == "after_run_completed"
+        raise (OperationalError if ended else DataError)(str(error)) from error
     except InvalidStream as error:
         raise InternalError(str(error)) from error
     except (JournalError, StoreError) as error:

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
@@ -44,6 +45,7 @@ from journal.eventsourcing import (
     JournalApplicationRecorder,
     JournalFactory,
     JournalProcessRecorder,
+    JournalSubscription,
     JournalTrackingRecorder,
 )
 from journal.testing import memory_journal
@@ -357,6 +359,16 @@ def test_applications_share_a_home(jrn: journal.Journal) -> None:
     assert {found.op_id for found in jrn.runs()} == {OP_ID, "flow"}
 
 
+def test_an_aggregate_recorder_notifies_nobody(jrn: journal.Journal) -> None:
+    """Of the same stream too: its events have no ids, and the others' ids have no gap."""
+    notifying, silent = JournalApplicationRecorder(jrn), JournalAggregateRecorder(jrn)
+    notifying.insert_events([event("a", 1)])
+    silent.insert_events([event("a", 2)])
+    assert notifying.insert_events([event("a", 3)]) == [2]
+    assert [item.originator_version for item in notifying.select_events("a")] == [1, 2, 3]
+    assert [(item.id, item.originator_version) for item in notifying.select_notifications(1, 9)] == [(1, 1), (2, 3)]
+
+
 def test_an_originator_is_its_text_too(jrn: journal.Journal) -> None:
     recorder = JournalApplicationRecorder(jrn)
     name = uuid4()
@@ -422,6 +434,14 @@ def _insert_many(home: Path, name: str, rounds: int, ready: Any) -> None:
                 continue
 
 
+def _stop_if_one_failed(processes: list[Any], subscription: JournalSubscription) -> None:
+    """So that nobody waits for what will not come."""
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        subscription.stop()
+
+
 def test_processes_insert_side_by_side(tmp_path: Path) -> None:
     """No id is missing or double, no pair is split, and of each shared version one process has it."""
     home, rounds, names = tmp_path / "home", 40, ["a", "b", "c"]
@@ -433,11 +453,12 @@ def test_processes_insert_side_by_side(tmp_path: Path) -> None:
         with recorder.subscribe() as subscription:
             for process in processes:
                 process.start()
+            watcher = threading.Thread(target=_stop_if_one_failed, args=(processes, subscription))
+            watcher.start()
             total = len(names) * rounds * 2 + rounds
-            heard = [next(subscription) for _ in range(total)]
-        for process in processes:
-            process.join(60)
-            assert process.exitcode == 0
+            heard = list(islice(subscription, total))
+        watcher.join()
+        assert [process.exitcode for process in processes] == [0, 0, 0]
         found = recorder.select_notifications(None, 10_000)
         assert found == heard
         assert [item.id for item in found] == list(range(1, total + 1))
@@ -484,6 +505,11 @@ def test_a_run_that_was_ended_takes_no_more(jrn: journal.Journal) -> None:
     assert [item.originator_version for item in recorder.select_events("a", gt=1)] == [2]
     assert [item.originator_version for item in recorder.select_events("a", desc=True)] == [2, 1]
     assert recorder.insert_events([event("b", 1)]) == [3]
+    log = next(item.run_id for item in jrn.feed() if getattr(item.event, "name", "") == "notification")
+    jrn.cancel(log, "by hand")
+    with pytest.raises(OperationalError, match="after the end"):
+        recorder.insert_events([event("b", 2)])
+    assert [item.id for item in recorder.select_notifications(None, 10)] == [1, 2, 3]
 
 
 def test_errors_are_those_of_the_package(jrn: journal.Journal) -> None:
