@@ -19,6 +19,9 @@ _OP_ID: Final = re.compile(_SEGMENT, re.ASCII)
 _STATE_ID: Final = re.compile(rf"{_SEGMENT}\.{_SEGMENT}\.{_SEGMENT}", re.ASCII)
 _RUN_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 
+_KNOWN_MAX: Final = 10_000
+_known_states: set[str] = set()  # a memory of what was checked: the same few states come again and again
+
 U32_MAX: Final = (1 << 32) - 1
 U64_MAX: Final = (1 << 64) - 1
 
@@ -38,8 +41,13 @@ def check_state_id(value: object) -> str:
     """The state id itself: three segments joined by dots. Raises: InvalidStateId."""
     if type(value) is not str:
         raise InvalidStateId(value, f"{type(value).__name__} is not plain text")
+    if value in _known_states:
+        return value
     if not _STATE_ID.fullmatch(value):
         raise InvalidStateId(value, "wrong form")
+    if len(_known_states) >= _KNOWN_MAX:
+        _known_states.clear()
+    _known_states.add(value)
     return value
 
 

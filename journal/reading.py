@@ -15,12 +15,13 @@ from journal.admission import decode, fact_of, view_of
 from journal.backend import JournalBackend, Look, RunRow
 from journal.envelopes import Failure, RunState, analyze
 from journal.errors import InvalidStream, RunNotFound
-from journal.events import DomainEvent, RecordedEvent, StateCompleted, StateFailed, links, to_fields
+from journal.events import DomainEvent, RecordedEvent, StateCompleted, StateFailed, links, recorded, to_fields
 from journal.failures import RunStatus
 from journal.records import Context
 from journal.views import LastFailure, RunView, StateEntries
 
 PAGE_EVENTS: Final = 512
+RAW_PAGE_EVENTS: Final = 4096
 
 
 @final
@@ -72,8 +73,7 @@ def read_run(backend: JournalBackend, run_id: UUID, first: int, last: int | None
             end = min(last, first + PAGE_EVENTS - 1)
             for seq, position, data in look.records(row.number, first, end):
                 event, context = _decode_next(look, row, data, seq, first + len(page), context)
-                page.append(RecordedEvent(run_id=run_id, seq=seq, position=position, timestamp_ms=event.timestamp_ms,
-                                          event=event.event))  # fmt: skip
+                page.append(recorded(run_id, seq, position, event.timestamp_ms, event.event))
             if first <= end and len(page) != end - first + 1:
                 raise InvalidStream("bad_sequence", run_id, first + len(page), "the record is missing")
         yield from page
@@ -101,10 +101,28 @@ def _started(row: RunRow, seq: int) -> int:
 
 
 def raw_run(backend: JournalBackend, run_id: UUID, first: int, last: int | None) -> Iterator[tuple[Any, ...]]:
-    """As `read_run`, as (seq, position, timestamp_ms, kind, *fields)."""
-    for item in read_run(backend, run_id, first, last):
-        kind, fields = to_fields(item.event)
-        yield (item.seq, item.position, item.timestamp_ms, kind, *fields)
+    """As `read_run`, as (seq, position, timestamp_ms, kind, *fields); decoded quickly where it starts with seq 1."""
+    if first > 1:
+        for item in read_run(backend, run_id, first, last):
+            kind, fields = to_fields(item.event)
+            yield (item.seq, item.position, item.timestamp_ms, kind, *fields)
+        return
+    context, first = Context(), 1
+    while True:
+        page: list[tuple[Any, ...]] = []
+        with backend.look() as look:
+            row = look.run(run_id)
+            if row is None:
+                return
+            last = row.head if last is None else min(last, row.head)
+            end = min(last, first + RAW_PAGE_EVENTS - 1)
+            for seq, position, data in look.records(row.number, first, end):
+                time, kind, fields, context = records.raw_fields(data, context)
+                page.append((seq, position, time + _started(row, seq), kind, *fields))
+        yield from page
+        first = end + 1
+        if first > last:
+            return
 
 
 def feed_page(backend: JournalBackend, after: int, limit: int = PAGE_EVENTS) -> list[RecordedEvent]:
@@ -117,8 +135,7 @@ def feed_page(backend: JournalBackend, after: int, limit: int = PAGE_EVENTS) -> 
             if row is None:
                 continue
             record = decode(look, row, data)
-            page.append(RecordedEvent(run_id=row.run_id, seq=record.seq, position=position,
-                                      timestamp_ms=record.timestamp_ms, event=record.event))  # fmt: skip
+            page.append(recorded(row.run_id, record.seq, position, record.timestamp_ms, record.event))
             if len(page) >= limit:
                 break
     return page

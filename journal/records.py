@@ -19,8 +19,7 @@ is unix milliseconds in RunStarted, else milliseconds since the run's start (neg
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, NoReturn, final
+from typing import Any, Final, NamedTuple, NoReturn
 from uuid import UUID
 
 import cbor2
@@ -51,9 +50,7 @@ class Batch(NamedTuple):
     length: int
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """What a record may leave out: the checkpoint and the open attempt before its event, each with its seq.
 
     The seqs are 0 where there is no such thing. `resolve` answers for a reader that goes through a run in order.
@@ -102,6 +99,32 @@ class Record(NamedTuple):
     event: Event
     batch: Batch | None
     back: int | None
+
+
+def raw_fields(data: bytes, context: Context) -> tuple[int, int, list[Any], Context]:
+    """(time as stored, kind, fields with distances resolved, the context after): a quick look for tools, of records
+    that were checked when they were read or written. Raises: InvalidStream with `bad_record`."""
+    try:
+        row = cbor2.loads(data)
+        seq, kind, fields = row[2], row[4], row[5]
+        if kind == events.STATE_ENTERED:
+            if type(fields[2]) is int:
+                fields[2] = context.checkpoint_id.digest  # type: ignore[union-attr]
+            context = Context(context.checkpoint_seq, context.checkpoint_id, seq, fields[0])
+        elif kind in _CLOSING:
+            if type(fields[0]) is int:
+                fields[0] = context.open_state
+            if kind == events.STATE_COMPLETED:
+                context = Context(seq, ArtifactId(fields[1]))
+            else:
+                if fields[1] is None:
+                    fields[1] = fields[0]
+                context = Context(context.checkpoint_seq, context.checkpoint_id)
+        elif kind == events.RUN_STARTED:
+            context = Context(seq, ArtifactId(fields[2]))
+        return row[3], kind, fields, context
+    except Exception as error:
+        raise InvalidStream("bad_record", None, None, f"not a record: {error}") from error
 
 
 # -- encoding -----------------------------------------------------------------------------------------
@@ -168,16 +191,17 @@ def decode_record(data: bytes, *, started_ms: int, resolve: Context | Resolve, r
     """
     try:
         row = _parse(data, run_id)
-        fields = list(row[5])
-        back = _restore(row[4], fields, row[2], resolve.resolve if isinstance(resolve, Context) else resolve)
-        event = events.from_fields(row[4], fields)
-        time = row[3] if row[4] == events.RUN_STARTED else row[3] + started_ms
-        check_int("time", time, 0, _TIME_LIMIT)
+        kind, fields = row[4], row[5]
+        if type(resolve) is Context:
+            _check_shortened(kind, fields, resolve)
+            back = _restore(kind, fields, row[2], resolve.resolve)
+        else:
+            back = _restore(kind, fields, row[2], resolve)  # type: ignore[arg-type]
+        event = events.from_fields(kind, fields)
+        time = row[3] if kind == events.RUN_STARTED else row[3] + started_ms
+        if not 0 <= time <= _TIME_LIMIT:
+            raise InvalidField("time", f"{time} is out of range")
         batch = _batch(row[6]) if len(row) == 7 else None
-        if isinstance(resolve, Context):
-            again = encode_record(row[1], row[2], time, started_ms, event, resolve, batch)
-            if again != data:
-                raise InvalidField("record", "not the form in which its event is stored here")
     except InvalidEvent as error:
         _bad(data, run_id, str(error), error)
     except LookupError as error:
@@ -223,6 +247,20 @@ def definition(data: bytes, *, run_id: UUID | None = None) -> Definition:
         return events.check_digest("checkpoint", fields[-1])
     except InvalidEvent as error:
         _bad(data, run_id, str(error), error)
+
+
+def _check_shortened(kind: int, fields: list[Any], context: Context) -> None:
+    """A record leaves out what it may: else the same event would have two forms. Raises: InvalidField."""
+    place = _PLACES.get(kind)
+    if place is None:
+        return
+    given = fields[place]
+    if kind == events.STATE_ENTERED:
+        known: object = None if context.checkpoint_id is None else context.checkpoint_id.digest
+    else:
+        known = context.open_state
+    if known is not None and given == known:
+        raise InvalidField("record", "it holds in full what it may leave out")
 
 
 # Where the field stands that may be a distance, and what it then stands for.
@@ -272,26 +310,33 @@ def _parse(data: bytes, run_id: UUID | None) -> list[Any]:
         raise InvalidField("record", f"bytes are wanted, not {type(data).__name__}")
     if len(data) > MAX_RECORD:
         raise InvalidField("record", f"{len(data)} bytes; at most {MAX_RECORD} are allowed")
-    version, _, seq = _peek(data)
-    if version != VERSION:
-        raise UnknownEventVersion(version, run_id, seq)
     try:
         row = cbor2.loads(data, tag_hook=_refuse_tag, semantic_decoders=_NO_TAGS, allow_indefinite=False,
                           max_depth=_MAX_DEPTH)  # fmt: skip
-        if cbor2.dumps(row) != data:
-            raise InvalidField("record", "not the shortest form, or bytes after the end")
-    except InvalidField:
-        raise
+        whole = type(row) is list and type(row[0]) is int and row[0] == VERSION and cbor2.dumps(row) == data
     except Exception as error:  # the decoder's own errors are many; each means the same here
+        _check_version(data, run_id)
         raise InvalidField("record", f"not CBOR as records have it: {error}") from error
-    if type(row) is not list or len(row) not in (6, 7):
+    if not whole:
+        _check_version(data, run_id)
+        raise InvalidField("record", "not the shortest form, or bytes after the end")
+    if len(row) not in (6, 7):
         raise InvalidField("record", "6 or 7 items are wanted")
-    check_int("seq", row[2], 1, U64_MAX)
-    check_int("time", row[3], -_TIME_LIMIT, _TIME_LIMIT)
-    check_int("kind", row[4], events.RUN_STARTED, events.DOMAIN)
-    if type(row[5]) is not list or len(row[5]) != events.FIELD_COUNTS[row[4]]:
-        raise InvalidField("fields", f"kind {row[4]} has {events.FIELD_COUNTS[row[4]]}")
-    return row
+    _, number, seq, time, kind, fields = row[:6]
+    if type(number) is not int or type(seq) is not int or type(time) is not int or type(kind) is not int:
+        raise InvalidField("record", "a number is wanted in each of the first five places")
+    if not (0 <= number <= U64_MAX and 1 <= seq <= U64_MAX and -_TIME_LIMIT <= time <= _TIME_LIMIT):
+        raise InvalidField("record", "a number is out of range")
+    if type(fields) is not list or len(fields) != events.FIELD_COUNTS.get(kind, -1):
+        raise InvalidField("fields", f"kind {kind} has {events.FIELD_COUNTS.get(kind, 'no meaning')}")
+    return row  # type: ignore[no-any-return]
+
+
+def _check_version(data: bytes, run_id: UUID | None) -> None:
+    """What cannot be read may be of a later version. Raises: UnknownEventVersion, InvalidField."""
+    version, _, seq = _peek(data)
+    if version != VERSION:
+        raise UnknownEventVersion(version, run_id, seq)
 
 
 def _bad(data: object, run_id: UUID | None, detail: str, cause: Exception) -> NoReturn:

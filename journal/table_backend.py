@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Final, final
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from casstore.errors import StoreError
 from casstore.steps import reach
 from casstore.tables import ReadTransaction, Tables, WriteTransaction
 from journal.backend import ClaimRow, Look, RunRow, RunWrite, StateRow, Unit
-from journal.errors import InvalidStream, JournalError
+from journal.errors import InvalidStream, JournalError, RunLive
 from journal.failures import RunStatus
 from journal.rows import (
     CL,
@@ -25,7 +26,9 @@ from journal.rows import (
     ID,
     LIVE,
     META,
+    META_EPOCH,
     META_FLOOR,
+    META_FORGETTING,
     META_NEXT_RUN,
     META_UUID,
     RS,
@@ -44,6 +47,7 @@ from journal.rows import (
 )
 
 _POSITION: Final = struct.Struct(">Q")
+_SCAN_FROM: Final = 4
 _GREATEST: Final = b"\xff" * 9
 
 
@@ -71,6 +75,14 @@ class TableLook:
         found = self._txn.get(META, META_NEXT_RUN)
         return 1 if found is None else unpack_number(found)
 
+    def first_epoch(self) -> int:
+        found = self._txn.get(META, META_EPOCH)
+        return 0 if found is None else unpack_number(found)
+
+    def forgetting(self) -> Iterator[tuple[UUID, int, int]]:
+        for rest, value in self.under(META, META_FORGETTING):
+            yield UUID(bytes=value[:16]), unpack_number(rest), _unpack_left(value)[1]
+
     def claim(self, number_: int) -> ClaimRow | None:
         found = self._txn.get(CL, number(number_))
         return None if found is None else unpack_claim(found)
@@ -80,7 +92,7 @@ class TableLook:
         return None if found is None else unpack_state(found)
 
     def states(self, number_: int) -> Iterator[tuple[str, StateRow]]:
-        for rest, value in self._under(ST, number(number_)):
+        for rest, value in self.under(ST, number(number_)):
             yield rest.decode(), unpack_state(value)
 
     def fact(self, number_: int, key: str) -> int | None:
@@ -88,14 +100,18 @@ class TableLook:
         return None if found is None else unpack_number(found)
 
     def facts(self, number_: int) -> Iterator[int]:
-        for _, value in self._under(FK, number(number_)):
+        for _, value in self.under(FK, number(number_)):
             yield unpack_number(value)
 
     def position(self) -> int:
         newest = next(self._txn.scan(EV, reverse=True), None)
-        floor = self._txn.get(META, META_FLOOR)
         last: int = 0 if newest is None else _POSITION.unpack(newest[0])[0]
-        return max(last, 0 if floor is None else unpack_number(floor))
+        return max(last, self.floor())
+
+    def floor(self) -> int:
+        """The newest position whose record was removed."""
+        found = self._txn.get(META, META_FLOOR)
+        return 0 if found is None else unpack_number(found)
 
     def place(self, number_: int, seq: int) -> int | None:
         batch = self._batch(number_, seq)
@@ -110,18 +126,26 @@ class TableLook:
         prefix = number(number_)
         if batch is None or first > last:
             return
-        batches = self._under(RS, prefix, prefix + number(batch[0]))
+        batches = self.under(RS, prefix, prefix + number(batch[0]))
         starts = ((take_number(rest, 0)[0], unpack_number(value)) for rest, value in batches)
         current = next(starts, None)
         while current is not None:
             following = next(starts, None)
             start, position = current
             end = last if following is None else min(last, following[0] - 1)
-            for seq in range(max(start, first), end + 1):
-                place = position + seq - start
-                data = self._txn.get(EV, _POSITION.pack(place))
-                if data is not None:
-                    yield seq, place, data
+            begin = max(start, first)
+            place = position + begin - start
+            if end - begin >= _SCAN_FROM:  # events of one batch stand one after the other
+                for key, data in self._txn.scan(EV, _POSITION.pack(place)):
+                    found = _POSITION.unpack(key)[0] - place
+                    if begin + found > end:
+                        break
+                    yield begin + found, place + found, data
+            else:
+                for seq in range(begin, end + 1):
+                    one = self._txn.get(EV, _POSITION.pack(place + seq - begin))
+                    if one is not None:
+                        yield seq, place + seq - begin, one
             if following is None or following[0] > last:
                 return
             current = following
@@ -171,7 +195,7 @@ class TableLook:
             if key != start:
                 yield take_number(key, 0)[0]
 
-    def _under(self, table: bytes, prefix: bytes, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+    def under(self, table: bytes, prefix: bytes, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         for key, value in self._txn.scan(table, start or prefix):
             if not key.startswith(prefix):
                 return
@@ -228,10 +252,22 @@ class TableBackend:
         with self._tables.write() as txn:
             row = TableLook(txn).numbered(number_)
             if row is None:
-                raise InvalidStream("bad_row", None, None, f"run number {number_} has no row")
+                return epoch + 1  # it ended, which fences, and was forgotten
             if row.epoch == epoch and row.status is None:
                 _write_claim(txn, number(number_), claim)
             return row.epoch
+
+    def forget(self, number_: int, limit: int) -> bool:
+        with self._tables.write() as txn:
+            reach("forget.locked")
+            row = TableLook(txn).numbered(number_)
+            if row is not None:
+                if row.status is None:
+                    raise RunLive(row.run_id, row.head)
+                _hide(txn, row)
+            done = _remove(txn, number_, limit)
+            reach("forget.written")
+        return done
 
     def set_cursor(self, name: str, position: int) -> None:
         with self._tables.write() as txn:
@@ -280,6 +316,57 @@ def _write_run(txn: WriteTransaction, write: RunWrite, position: int) -> None:
     if write.claim is not None or write.drop_claim:
         _write_claim(txn, key, write.claim)
     (txn.append if write.before is None else txn.put)(RUN, key, pack_run(row))
+
+
+def _hide(txn: WriteTransaction, row: RunRow) -> None:
+    """The run is gone; what is left of it has a row that says so."""
+    key, look = number(row.number), TableLook(txn)
+    newest = look.place(row.number, row.head)
+    txn.put(META, META_FLOOR, number(look.position() if newest is None else max(look.floor(), newest)))
+    txn.put(META, META_EPOCH, number(max(look.first_epoch(), row.epoch + 1)))
+    txn.put(META, META_FORGETTING + key, row.run_id.bytes + number(1) + number(row.head))
+    assert row.status is not None
+    txn.delete(DONE, status_byte(row.status) + number(row.updated_ms) + key)
+    txn.delete(CL, key)
+    txn.delete(ID, row.run_id.bytes)
+    txn.delete(RUN, key)
+
+
+def _remove(txn: WriteTransaction, number_: int, limit: int) -> bool:
+    """Events first, then the rows of states and facts, of which there are never more."""
+    key, look = number(number_), TableLook(txn)
+    value = txn.get(META, META_FORGETTING + key)
+    if value is None:
+        return True
+    first, head = _unpack_left(value)
+    last = min(head, first + limit - 1)
+    places = [place for _, place, _ in look.records(number_, first, last)]
+    for place in places:
+        txn.delete(EV, _POSITION.pack(place))
+    if last < head:
+        txn.put(META, META_FORGETTING + key, value[:16] + number(last + 1) + number(head))
+        return False
+    for table in (RS, ST, FK):
+        rows = [rest for rest, _ in islice(look.under(table, key), limit + 1)]
+        for rest in rows[:limit]:
+            txn.delete(table, key + rest)
+        if len(rows) > limit:
+            txn.put(META, META_FORGETTING + key, value[:16] + number(head + 1) + number(head))
+            return False
+    txn.delete(META, META_FORGETTING + key)
+    return True
+
+
+def _unpack_left(value: bytes) -> tuple[int, int]:
+    """First seq still there, and head. Raises: InvalidStream with `bad_row`."""
+    try:
+        first, place = take_number(value, 16)
+        head, place = take_number(value, place)
+        if place != len(value):
+            raise ValueError("too long")
+    except ValueError as error:
+        raise InvalidStream("bad_row", None, None, f"the row of a run being forgotten: {error}") from error
+    return first, head
 
 
 def _write_claim(txn: WriteTransaction, key: bytes, claim: ClaimRow | None) -> None:
