@@ -8,7 +8,7 @@ numbers count the store's write transactions.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -230,11 +230,15 @@ class BlobBackend(Protocol):
     def gc_peek(self, now_s: int, grace_s: int) -> GcOpened:
         """What `gc_open` would answer; writes nothing."""
 
-    def gc_open(self, now_s: int, grace_s: int) -> GcOpened: ...
+    def gc_open(self, now_s: int, grace_s: int, report: bytes) -> GcOpened:
+        """Begin. `report` stands for this gc until it is closed with another."""
+
     def gc_recent(self, epoch: int) -> list[bytes]: ...
     def gc_sweep(self, epoch: int, candidates: Sequence[Candidate], judge: Judge, now_s: int) -> SweepResult: ...
     def gc_close(self, epoch: int, report: bytes) -> None: ...
-    def gc_reports(self) -> Iterator[tuple[int, bytes]]: ...
+    def gc_reports(self, limit: int | None) -> list[tuple[int, bytes]]:
+        """(number, report) of the newest gcs, newest first."""
+
     def purge(self, pieces_max: int) -> bool:
         """Remove up to so many pieces that nothing reaches; whether more are left."""
 

@@ -4,14 +4,16 @@ what is live."""
 from __future__ import annotations
 
 import fcntl
-import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, final
 
-from casstore.backend import BlobBackend, Candidate, EpochLost, GcOpened, Row, SweepView, Verdict
+from casstore import history
+from casstore.backend import BlobBackend, Candidate, EpochLost, GcOpened, Row, SweepResult, SweepView, Verdict
 from casstore.errors import Busy, GcRefused, StoreError
 from casstore.ids import ArtifactId
 from casstore.marks import Marks
@@ -27,15 +29,37 @@ UPLOAD_ABANDONED_S: Final = 7 * 86400
 
 
 @final
+@dataclass(slots=True)
+class _Done:
+    """What a collection did so far."""
+
+    removed: list[tuple[ArtifactId, int]] = field(default_factory=list)
+    raw: int = 0
+    stored: int = 0
+    kept: int = 0
+    batches: int = 0
+
+    def add(self, result: SweepResult) -> None:
+        self.removed += [(ArtifactId(digest), size) for digest, size in result.removed]
+        self.raw += result.raw_bytes
+        self.stored += result.stored_bytes
+        self.kept += result.kept_bytes
+        self.batches += 1
+
+
+@final
 class Collector:
     """One collection of one store. The numbers in comments are the steps of docs/GC.md, section 2, "Gc"."""
 
     def __init__(
-        self, backend: BlobBackend, roots: RootSource, *, now_s: int, grace_s: int, keep_completed_s: int | None
-    ) -> None:
+        self, backend: BlobBackend, roots: RootSource, *, now_s: int, grace_s: int, keep_completed_s: int | None,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self._backend, self._roots = backend, roots
         self._now_s, self._grace_s, self._keep_completed_s = now_s, grace_s, keep_completed_s
+        self._timer, self._began = timer, timer()
         self._marks = Marks()
+        self._done = _Done()
         self._position = 0
 
     def preview(self) -> GcReport:
@@ -49,7 +73,7 @@ class Collector:
         """Collect. `plausible(condemned, total)` may refuse before anything is removed."""
         self._backend.reader_check()
         self._drop_dead_uploads()
-        opened = self._backend.gc_open(self._now_s, self._grace_s)  # 1
+        opened = self._backend.gc_open(self._now_s, self._grace_s, history.pack_opened(self._now_s))  # 1
         reach("gc.opened")
         try:
             with refusing("reading roots"):
@@ -60,15 +84,15 @@ class Collector:
         except EpochLost as error:
             raise Busy("another gc opened; this one stopped") from error
         except BaseException:
-            self._close(opened.epoch, b"")
+            self._close(self._report(opened, 0, dry_run=False), "failed")
             raise
-        self._close(opened.epoch, _as_json(report, self._now_s))  # 5
+        self._close(report, "complete")  # 5
         reach("gc.closed")
         return report
 
-    def _close(self, epoch: int, report: bytes) -> None:
+    def _close(self, report: GcReport, outcome: str) -> None:
         try:
-            self._backend.gc_close(epoch, report)
+            self._backend.gc_close(report.gc, history.pack(report, self._now_s, outcome))
         except EpochLost:
             return  # a later gc took over: it is the one to close
 
@@ -125,8 +149,6 @@ class Collector:
     # -- sweep
 
     def _sweep(self, opened: GcOpened, candidates: list[Candidate]) -> GcReport:
-        removed: list[tuple[ArtifactId, int]] = []
-        raw = stored = kept = batches = 0
         self._purge()  # what a killed gc or a dropped upload left
         for start in range(0, len(candidates), BATCH_ROWS):
             batch = candidates[start : start + BATCH_ROWS]
@@ -137,14 +159,10 @@ class Collector:
                 self._position, late = self._roots.roots_after(self._position)
                 result = self._backend.gc_sweep(opened.epoch, batch, self._judge(batch, late), self._now_s)
             reach("gc.after_batch")
-            removed += [(ArtifactId(digest), size) for digest, size in result.removed]
-            raw += result.raw_bytes
-            stored += result.stored_bytes
-            kept += result.kept_bytes
-            batches += 1
+            self._done.add(result)
             self._purge()
-        rescued = sum(not row.kept for row in candidates) - len(removed)
-        return self._report(opened, removed, raw, stored, kept, rescued, batches, dry_run=False)
+        rescued = sum(not row.kept for row in candidates) - len(self._done.removed)
+        return self._report(opened, rescued, dry_run=False)
 
     def _purge(self) -> None:
         """Pieces go in small transactions of their own, without the journal's lock."""
@@ -167,30 +185,26 @@ class Collector:
 
     def _preview(self, opened: GcOpened, candidates: list[Candidate]) -> GcReport:
         visible = [row for row in candidates if not row.kept]
-        removed: list[tuple[ArtifactId, int]] = []
-        raw = stored = kept = 0
+        done = self._done
         for row in candidates:
             _, size = self._backend.encoding(row.data_id)
-            if row.kept:
-                stored += size
-            elif self._marks.verdict(row) is Verdict.KEEP_BYTES:
-                kept += size
+            if not row.kept and self._marks.verdict(row) is Verdict.KEEP_BYTES:
+                done.kept += size
             else:
-                stored += size
+                done.stored += size
         for row, found in zip(visible, self._backend.rows([row.digest for row in visible]), strict=True):
             if found is not None:
-                raw += found.raw_len
-                removed.append((ArtifactId(row.digest), found.raw_len))
-        return self._report(opened, removed, raw, stored, kept, 0, 0, dry_run=True)
+                done.raw += found.raw_len
+                done.removed.append((ArtifactId(row.digest), found.raw_len))
+        return self._report(opened, 0, dry_run=True)
 
-    def _report(
-        self, opened: GcOpened, removed: list[tuple[ArtifactId, int]], raw: int, stored: int, kept: int,
-        rescued: int, batches: int, *, dry_run: bool,
-    ) -> GcReport:  # fmt: skip
-        live = self._backend.counters().artifacts - (len(removed) if dry_run else 0)
+    def _report(self, opened: GcOpened, rescued: int, *, dry_run: bool) -> GcReport:
+        done = self._done
+        live = self._backend.counters().artifacts - (len(done.removed) if dry_run else 0)
         return GcReport(
-            gc=opened.epoch, dry_run=dry_run, removed=tuple(removed), raw_bytes=raw, stored_bytes=stored,
-            kept_bytes=kept, live=live, rescued=rescued, batches=batches,
+            gc=opened.epoch, dry_run=dry_run, removed=tuple(done.removed), raw_bytes=done.raw,
+            stored_bytes=done.stored, kept_bytes=done.kept, live=live, rescued=rescued, batches=done.batches,
+            duration_ms=round((self._timer() - self._began) * 1000),
         )  # fmt: skip
 
 
@@ -203,15 +217,6 @@ def _pages(backend: BlobBackend) -> Iterator[Row]:
     while page := backend.page(after, PAGE_ROWS):
         yield from page
         after = page[-1].digest
-
-
-def _as_json(report: GcReport, now_s: int) -> bytes:
-    return json.dumps(
-        {
-            "when_s": now_s, "dry_run": report.dry_run, "removed": len(report.removed), "raw_bytes": report.raw_bytes,
-            "stored_bytes": report.stored_bytes, "kept_bytes": report.kept_bytes, "live": report.live,
-        }
-    ).encode()  # fmt: skip
 
 
 def refuse_implausible(condemned: int, total: int) -> None:

@@ -66,6 +66,27 @@ class GcReport:
     live: int
     rescued: int
     batches: int
+    duration_ms: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcRecord:
+    """What is remembered of a gc. `when_s` is unix time, when it opened.
+
+    `outcome` is one of complete, stopped (at a limit, or asked to), failed (an error or a refusal ended it; the
+    numbers are what it did before) and unfinished (it runs now, or was killed).
+    """
+
+    gc: int
+    outcome: str
+    when_s: int
+    removed: int
+    raw_bytes: int
+    stored_bytes: int
+    kept_bytes: int
+    live: int
+    duration_ms: int
 
 
 @final

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Final, final
 
 from casstore import gc as collecting
-from casstore import inspection, transfer, values
+from casstore import history, inspection, transfer, values
 from casstore.backend import BlobBackend
 from casstore.errors import (
     AlreadyOpen,
@@ -38,6 +38,7 @@ from casstore.reports import (
     ArtifactInfo,
     CompactReport,
     ExportReport,
+    GcRecord,
     GcReport,
     ImportReport,
     StoreStats,
@@ -308,6 +309,13 @@ class Store:
             report = collector.run(plausible=(lambda *_: None) if force else collecting.refuse_implausible)
         self._backend.sync()
         return report
+
+    def gc_history(self, *, limit: int | None = None) -> list[GcRecord]:
+        """Past gcs, the newest first, at most `limit`."""
+        self._check()
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise InvalidArgument("limit", "must be a number from 0, or None")
+        return [history.unpack(number, data) for number, data in self._backend.gc_reports(limit)]
 
     def compact(self) -> CompactReport:
         """Give the space that gc freed back to the file system, while readers and writers of all processes go on.

@@ -32,7 +32,7 @@ from casstore.tables import ReadTransaction, WriteTransaction
 _TICKS_KEPT_S = 90 * 86400
 
 
-def gc_open(t: WriteTransaction, now_s: int, grace_s: int) -> GcOpened:
+def gc_open(t: WriteTransaction, now_s: int, grace_s: int, report: bytes) -> GcOpened:
     """Begin: a new epoch, the cut, and leases and pins read in the transaction that removes expired leases (H18)."""
     state = begin(t)
     state.epoch += 1
@@ -48,6 +48,7 @@ def gc_open(t: WriteTransaction, now_s: int, grace_s: int) -> GcOpened:
         if from_u64(second) >= now_s - _TICKS_KEPT_S:
             break
         t.delete(TICK, first)
+    t.put(GCS, u64(state.epoch), report)
     finish(t, state)
     return _opened(t, state, now_s)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import final
 
 from casstore import puts, sweeps
@@ -237,9 +238,9 @@ class TableBackend:
         with self._tables.read() as t:
             return sweeps.gc_peek(t, now_s, grace_s)
 
-    def gc_open(self, now_s: int, grace_s: int) -> GcOpened:
+    def gc_open(self, now_s: int, grace_s: int, report: bytes) -> GcOpened:
         with self._tables.write() as t:
-            return sweeps.gc_open(t, now_s, grace_s)
+            return sweeps.gc_open(t, now_s, grace_s, report)
 
     def gc_recent(self, epoch: int) -> list[bytes]:
         with self._tables.read() as t:
@@ -254,10 +255,9 @@ class TableBackend:
         with self._tables.write() as t:
             sweeps.gc_close(t, epoch, report)
 
-    def gc_reports(self) -> Iterator[tuple[int, bytes]]:
+    def gc_reports(self, limit: int | None) -> list[tuple[int, bytes]]:
         with self._tables.read() as t:
-            found = [(from_u64(key), value) for key, value in t.scan(GCS)]
-        return iter(found)
+            return [(from_u64(key), value) for key, value in islice(t.scan(GCS, reverse=True), limit)]
 
     def purge(self, pieces_max: int) -> bool:
         with self._tables.read() as t:

@@ -41,11 +41,12 @@ def cli(home: Path | None, as_json: bool) -> None:
     """
 
 
-from casstore.cli import artifacts, care, runs, space, transfer  # noqa: E402 - they add their commands to the group
+from casstore.cli import artifacts, care, collect, runs, space, transfer  # noqa: E402 - they add their commands
 
 artifacts.register(cli)
 runs.register(cli)
 care.register(cli)
+collect.register(cli)
 space.register(cli)
 transfer.register(cli)
 

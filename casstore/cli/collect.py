@@ -1,0 +1,79 @@
+"""Commands that remove and bring back: gc, gc --history."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from casstore import GcRecord, GcRefused
+from casstore.cli.options import Duration, Out, command, has_journal, open_journal, open_store, shown_size
+
+
+def register(cli: click.Group) -> None:
+    """Add the commands to the group."""
+
+    @command(cli, "gc")
+    @click.option("--dry-run", is_flag=True, help="Only say what would go.")
+    @click.option("--list", "listed", is_flag=True, help="Name each artifact removed.")
+    @click.option(
+        "--keep-completed", type=Duration(), default="14d", show_default=True,
+        help="Keep what runs that ended later than this ago name; 0s keeps live runs only.",
+    )
+    @click.option("--grace", type=Duration(), default="1h", show_default=True, help="Keep what was touched since.")
+    @click.option("--force", is_flag=True, help="Go on where nearly everything would go.")
+    @click.option("--history", is_flag=True, help="Remove nothing; show past gcs, the newest first.")
+    @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="With --history: so many.")
+    def gc(
+        home: Path, out: Out, dry_run: bool, listed: bool, keep_completed: int, grace: int, force: bool,
+        history: bool, limit: int,
+    ) -> None:  # fmt: skip
+        """Remove what no live run, pin, lease or recent put needs. Writers may go on meanwhile."""
+        if history:
+            with open_store(home, read_only=True) as store:
+                for past in store.gc_history(limit=limit):
+                    out.line(asdict(past), _shown(past))
+            return
+        with open_store(home, read_only=dry_run) as store:
+            if not has_journal(home):
+                raise GcRefused("missing_journal", f"{home} has a store but no journal, so nothing says what is live")
+            with open_journal(home, store, read_only=dry_run) as jrn:
+                report = store.gc(jrn, dry_run=dry_run, keep_completed=keep_completed, grace=grace, force=force)
+            file_bytes = store.stats().file_bytes
+        document: dict[str, Any] = {
+            "gc": report.gc, "dry_run": dry_run, "removed": len(report.removed), "raw_bytes": report.raw_bytes,
+            "stored_bytes": report.stored_bytes, "kept_bytes": report.kept_bytes, "live": report.live,
+            "rescued": report.rescued, "file_bytes": file_bytes,
+        }  # fmt: skip
+        if listed:
+            document["ids"] = [str(name) for name, _ in report.removed]
+
+        def text() -> None:
+            verb = "would remove" if dry_run else "removed"
+            click.echo(f"{verb} {len(report.removed)} artifacts ({shown_size(report.raw_bytes)} of data)")
+            click.echo(f"{shown_size(report.stored_bytes)} {'would be' if dry_run else 'are'} free for new artifacts; "
+                       f"the file stays at {shown_size(file_bytes)}")  # fmt: skip
+            if report.kept_bytes:
+                click.echo(f"{shown_size(report.kept_bytes)} of theirs stay: living deltas are made of them")
+            click.echo(f"{report.live} artifacts live")
+            if listed:
+                for name, size in report.removed:
+                    click.echo(f"  {name}  {size:>12}")
+
+        out.document(document, text)
+
+
+
+def _shown(past: GcRecord) -> str:
+    """One line of the history."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(past.when_s))
+    line = f"gc {past.gc:<5} {when}  {past.outcome:10}"
+    if past.outcome == "unfinished":
+        return line.rstrip()
+    return (
+        f"{line}  {past.removed:>9} removed  {shown_size(past.raw_bytes):>10} of data"
+        f"  {shown_size(past.stored_bytes):>10} freed  {past.duration_ms / 1000:.1f} s"
+    )
