@@ -123,7 +123,7 @@ def is_free(claim: ClaimRow | None, terms: Terms) -> bool:
 
 def _claim(request: RunAppend, look: Look, row: RunRow | None, terms: Terms) -> tuple[int, ClaimRow | None]:
     """The epoch and the claim after the append. Raises: Claimed, Fenced."""
-    asked, epoch = request.claim, 0 if row is None else row.epoch
+    asked, epoch = request.claim, look.first_epoch() if row is None else row.epoch
     if request.epoch is not None and request.epoch != epoch:
         raise Fenced(request.run_id, request.epoch, epoch)
     held = None if row is None else look.claim(row.number)

@@ -149,6 +149,12 @@ class Look(Protocol):
     def ended(self, status: RunStatus, *, before: tuple[int, int] | None = None) -> Iterator[tuple[int, int]]:
         """(ended ms, number) of the runs that ended so, latest first, all or those below `before`."""
 
+    def first_epoch(self) -> int:
+        """The epoch of a new run: above those of all forgotten ones."""
+
+    def forgetting(self) -> Iterator[tuple[UUID, int, int]]:
+        """(run id, number, head) of the runs that are gone, but for records that a forget under way still removes."""
+
     def numbers(self, *, before: int | None = None) -> Iterator[int]:
         """Numbers of all runs, newest first."""
 
@@ -181,6 +187,13 @@ class JournalBackend(Protocol):
 
     def set_claim(self, number: int, epoch: int, claim: ClaimRow | None) -> int:
         """Set or delete a claim where the run still is at `epoch`; returns the run's epoch."""
+
+    def forget(self, number: int, limit: int) -> bool:
+        """Take an ended run out of every look at once, then remove up to `limit` of its events; whether all are gone.
+
+        Called again until it says so, in whatever process. Positions and run numbers are never given out again; a
+        number that names nothing is gone already. Raises: RunLive.
+        """
 
     def set_cursor(self, name: str, position: int) -> None:
         """Move a named cursor."""

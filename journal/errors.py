@@ -301,6 +301,17 @@ class AttemptLost(JournalError):
     attempt: int
 
 
+class RunLive(JournalError):
+    """The run has not ended, and only ended ones may be forgotten. Nothing was changed."""
+
+    code = "run_live"
+    hint = "Complete or cancel it first."
+    names = ("run_id", "head")
+    template = "run {run_id} lives; its head is {head}"
+    run_id: UUID
+    head: int
+
+
 # -- reopen -------------------------------------------------------------------------------------------
 
 

@@ -8,9 +8,9 @@ from uuid import UUID
 
 from casstore import Store
 from journal import reading, records
-from journal.backend import JournalBackend
+from journal.backend import JournalBackend, RunRow
 from journal.envelopes import analyze
-from journal.errors import InvalidStream
+from journal.errors import InvalidStream, RunNotFound
 from journal.events import RecordedEvent, links
 
 
@@ -31,7 +31,7 @@ def verify(
         numbers = list(look.numbers())
         newest = look.position()
     findings: list[Finding] = []
-    seen = 0
+    seen: dict[int, int] = {}
     for done, number in enumerate(numbers, 1):
         try:
             with backend.look() as look:
@@ -39,10 +39,12 @@ def verify(
             if row is None:
                 continue
             events = list(reading.read_run(backend, row.run_id, 1, row.head))
-            seen += sum(item.position <= newest for item in events)
-            findings += _check_run(backend, row.run_id, row.head, events)
+            seen[number] = sum(item.position <= newest for item in events)
+            findings += _check_run(backend, row, events)
             if row.status is None:
                 findings += _missing(store, events)
+        except RunNotFound:
+            continue  # forgotten meanwhile
         except InvalidStream as error:
             findings.append(_finding(error))
         if progress is not None:
@@ -55,10 +57,11 @@ def _finding(error: InvalidStream) -> Finding:
     return Finding(error.code, getattr(error, "run_id", None), getattr(error, "seq", None), str(error))
 
 
-def _check_run(backend: JournalBackend, run_id: UUID, head: int, events: list[RecordedEvent]) -> Iterator[Finding]:
+def _check_run(backend: JournalBackend, seen: RunRow, events: list[RecordedEvent]) -> Iterator[Finding]:
     replayed = analyze(events)
+    run_id, head = seen.run_id, seen.head
     with backend.look() as look:
-        row = look.run(run_id)
+        row = look.numbered(seen.number)
         if row is None or row.head != head:
             return  # it has moved on; what was read was legal
         chain = records.chain_seed(run_id)
@@ -68,7 +71,7 @@ def _check_run(backend: JournalBackend, run_id: UUID, head: int, events: list[Re
             yield Finding("wrong_chain", run_id, None, "a record was changed, lost or put elsewhere")
     if reading.run_state(backend, run_id) != replayed:
         with backend.look() as look:
-            again = look.run(run_id)
+            again = look.numbered(seen.number)
         if again is not None and again.head == head:
             yield Finding("wrong_row", run_id, None, "the run's rows do not say what its events say")
 
@@ -81,16 +84,21 @@ def _missing(store: Store, events: list[RecordedEvent]) -> Iterator[Finding]:
             yield Finding("missing_artifact", None if not events else events[0].run_id, seq, text)
 
 
-def _check_feed(backend: JournalBackend, newest: int, seen: int, damaged: bool) -> Iterator[Finding]:
-    """Every position up to the newest belongs to an event that was read, unless a run could not be read."""
+def _check_feed(backend: JournalBackend, newest: int, seen: dict[int, int], damaged: bool) -> Iterator[Finding]:
+    """Every record up to the newest belongs to an event that was read, unless a run could not be read.
+
+    Those of runs that were forgotten since, or are being forgotten, count on neither side.
+    """
     if damaged:
         return
     with backend.look() as look:
+        leaving = {number for _, number, _ in look.forgetting()}
+        held = sum(count for number, count in seen.items() if look.numbered(number) is not None)
         count = 0
-        for position, _ in look.after(0):
+        for position, data in look.after(0):
             if position > newest:
                 break
-            count += 1
-    if count != seen:
-        text = f"{count} records up to position {newest}, but the runs hold {seen}"
+            count += not leaving or records.peek(data)[1] not in leaving
+    if count != held:
+        text = f"{count} records up to position {newest}, but the runs hold {held}"
         yield Finding("wrong_count", None, None, text)

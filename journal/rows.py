@@ -30,6 +30,8 @@ TABLES: Final = (EV, RS, RUN, ID, ST, FK, LIVE, DONE, CL, CUR, META)
 META_UUID: Final = b"uuid"
 META_NEXT_RUN: Final = b"next_run"
 META_FLOOR: Final = b"floor"  # the newest position whose record was removed
+META_EPOCH: Final = b"epoch"  # the epoch of new runs: above those of forgotten ones, whose owners stay fenced
+META_FORGETTING: Final = b"forgetting"  # ‖ run -> run id ‖ first seq still there ‖ head, while a forget is under way
 
 _STATUSES: Final = (None, RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED)
 _FINAL_FLAG: Final = 16

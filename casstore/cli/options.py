@@ -125,7 +125,7 @@ def exit_code(error: Exception) -> int:
         return EXIT_BUSY
     if isinstance(error, casstore.StoreFull):
         return EXIT_FULL
-    if isinstance(error, casstore.GcRefused):
+    if isinstance(error, (casstore.GcRefused, journal.RunLive)):
         return EXIT_REFUSED
     if isinstance(error, (casstore.Corrupt, casstore.DamagedStore, casstore.InvalidCar, journal.InvalidStream)):
         return EXIT_DAMAGE

@@ -1,4 +1,4 @@
-"""Commands on runs: runs, log, show, resume-point, cancel."""
+"""Commands on runs: runs, log, show, resume-point, cancel, forget."""
 
 from __future__ import annotations
 
@@ -120,6 +120,15 @@ def register(cli: click.Group) -> None:
                 raise click.ClickException(f"run {run_id} is {status} already")
             jrn.cancel(run_id, reason)
         out.document({"run_id": str(run_id), "status": "cancelled"}, lambda: click.echo(f"cancelled {run_id}"))
+
+    @command(cli, "forget")
+    @click.argument("run")
+    def forget(home: Path, out: Out, run: str) -> None:
+        """Remove the events of a run that has ended, for good; gc then takes what only it named."""
+        with open_both(home, read_only=False) as (_, jrn):
+            run_id = _known(jrn, run)
+            events = jrn.forget(run_id)
+        out.document({"run_id": str(run_id), "events": events}, lambda: click.echo(f"forgot {run_id}: {events} events"))
 
 
 def _known(jrn: Journal, text: str) -> Any:
