@@ -491,6 +491,32 @@ def orphans_are_closed_alike(factory: Factory) -> None:
         assert view.head == 3
 
 
+def a_forgotten_run_is_gone(factory: Factory) -> None:
+    """Only what ended can be forgotten; positions are not given out again; a new run of the id has nothing of it."""
+    with factory(FakeClock()) as journal:
+        written = _whole_run(journal)
+        journal.append(OTHER, 0, [_started(journal)])
+        journal.append(RUN, 0, written[:-1])
+        claim = journal.claim(RUN, "somebody")
+        error = _raises(errors.RunLive, partial(journal.forget, RUN))
+        assert error.fields == {"run_id": RUN, "head": len(written) - 1}
+        _raises(errors.RunNotFound, partial(journal.forget, THIRD))
+        journal.append(RUN, len(written) - 1, written[-1:], epoch=claim.epoch)
+        newest = journal.position()
+        assert journal.forget(RUN) == len(written)
+        _raises(errors.RunNotFound, partial(journal.forget, RUN))
+        assert journal.head(RUN) == 0 and journal.read(RUN) == [] and journal.position() == newest
+        assert [row.run_id for row in journal.runs()] == [OTHER] and list(journal.runs(status="completed")) == []
+        assert [item.run_id for item in journal.feed()] == [OTHER] and journal.verify() == []
+        made = journal.append(RUN, 0, written[:5])
+        assert (made.existing, made.position) == (False, newest + 5)
+        state = journal.run_state(RUN)
+        assert state == analyze(journal.read(RUN)) and state.attempts == {ONE: 1} and list(state.facts) == ["price|btc"]
+        _raises(errors.Fenced, partial(journal.renew, claim))
+        assert [item.position for item in journal.feed(after=1)] == list(range(newest + 1, newest + 6))
+        assert journal.verify() == []
+
+
 CONFORMANCE: Final[tuple[Callable[[Factory], None], ...]] = (
     an_unknown_run_is_empty,
     events_come_back,
@@ -514,6 +540,7 @@ CONFORMANCE: Final[tuple[Callable[[Factory], None], ...]] = (
     large_events_are_refused,
     gc_keeps_what_live_runs_name,
     orphans_are_closed_alike,
+    a_forgotten_run_is_gone,
 )
 
 
