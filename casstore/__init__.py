@@ -6,6 +6,7 @@
 ...     assert store.get(name) == b"hello"
 """
 
+from casstore.backups import BackupReport
 from casstore.errors import (
     AlreadyOpen,
     AmbiguousPrefix,
@@ -57,6 +58,7 @@ __all__ = [
     "AmbiguousPrefix",
     "ArtifactId",
     "ArtifactInfo",
+    "BackupReport",
     "Busy",
     "ClosedHandle",
     "Collected",

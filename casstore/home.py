@@ -11,7 +11,7 @@ from typing import Final, final
 
 from casstore.errors import DamagedStore, InvalidHome, NotAStore, UnsupportedFormat
 
-__all__ = ["FORMAT_NUMBER", "Home", "open_home", "replace_file"]
+__all__ = ["FORMAT_NUMBER", "Home", "format_text", "open_home", "replace_file"]
 
 FORMAT_NUMBER: Final = 1
 _FEATURES: Final = frozenset[str]()
@@ -88,6 +88,21 @@ def replace_file(path: Path, text: str) -> None:
         os.close(directory)
 
 
+def format_text(uuid: str, instance: str) -> str:
+    """The text of FORMAT, as of this version and machine."""
+    fields = {
+        "format": FORMAT_NUMBER,
+        "uuid": uuid,
+        "instance": instance,
+        "engine": "lmdb-0.9",
+        # Pieces fill one page: another page size is another layout.
+        "page_size": os.sysconf("SC_PAGE_SIZE"),
+        "hash": "blake3-256",
+        "requires": "",
+    }
+    return "".join(f"{name}: {value}\n" for name, value in fields.items())
+
+
 def _create(path: Path) -> bool:
     """Lay a new home out. FORMAT comes last: a home killed before it is made again, from nothing."""
     try:
@@ -95,19 +110,7 @@ def _create(path: Path) -> bool:
         strangers = [name for name in os.listdir(path) if name not in _OURS and not name.startswith(".FORMAT")]
         if strangers:
             raise InvalidHome(str(path), f"the directory is not empty and no store: it holds {strangers[0]!r}")
-        text = "".join(
-            f"{name}: {value}\n"
-            for name, value in {
-                "format": FORMAT_NUMBER,
-                "uuid": uuids.uuid4(),
-                "instance": uuids.uuid4(),
-                "engine": "lmdb-0.9",
-                # Pieces fill one page: another page size is another layout.
-                "page_size": os.sysconf("SC_PAGE_SIZE"),
-                "hash": "blake3-256",
-                "requires": "",
-            }.items()
-        )
+        text = format_text(str(uuids.uuid4()), str(uuids.uuid4()))
         (path / "store").mkdir(exist_ok=True)
         replace_file(path / "store" / "CURRENT", "1\n")
         # Two processes may create at once: the link makes exactly one of them the founder.

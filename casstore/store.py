@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, final
 
+from casstore import backups, history, inspection, transfer, values
 from casstore import gc as collecting
-from casstore import history, inspection, transfer, values
 from casstore.backend import BlobBackend
 from casstore.errors import (
     AlreadyOpen,
@@ -327,6 +327,15 @@ class Store:
         with collecting.collector_lock(self.home):
             before, after = self._backend.compact()
         return CompactReport(before_bytes=before, after_bytes=after)
+
+    def backup(self, dest: str | os.PathLike[str]) -> backups.BackupReport:
+        """Copy the home, which has no journal (else: `journal.Journal.backup`), to `dest`, where nothing is yet,
+        while others read and write. Leases and unfinished uploads do not go along. Durable on return.
+
+        Raises: InvalidArgument (nothing touched), Busy (gc, compact or another backup), StoreFull (`dest` is gone).
+        """
+        self._check(write=True)
+        return backups.backup(self.home, dest)
 
     def why(self, id: ArtifactId, roots: RootSource | None) -> Why:
         """Why an artifact is there, or gone."""

@@ -16,7 +16,7 @@ from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, ReadOnly
 from casstore.home import open_home
 from casstore.lmdb_tables import LmdbTables
 from casstore.processes import current_process, is_gone
-from journal import inspection, reading, records
+from journal import backups, inspection, reading, records
 from journal.admission import ClaimRequest, RunAppend, Terms, is_free
 from journal.appends import Appended, Appender, Claim, PendingAppend, request_of
 from journal.backend import ClaimRow, JournalBackend
@@ -331,6 +331,17 @@ class Journal(RunOperations, RunUpkeep):
         """Check every run: records, rules, chain, rows, and that what live runs name is in the store."""
         self._check()
         return inspection.verify(self._backend, self.store, progress)
+
+    def backup(self, dest: str | os.PathLike[str]) -> casstore.BackupReport:
+        """Copy the whole home, store and journal, to `dest`, where nothing is yet, while others read and write.
+
+        What the copied journal names is in the copied store. It is a home with an instance of its own, without claims,
+        leases and unfinished uploads. Durable on return; killed, `dest` is not there.
+        Raises: InvalidArgument (nothing touched), Busy (gc, compact or another backup), StoreFull, InvalidStream,
+        DamagedStore.
+        """
+        self._check(write=True)
+        return backups.backup(self.store.home, dest)
 
     def chain_head(self, run_id: UUID | str, seq: int) -> bytes:
         """The head of the run's chain of records after an event, 32 bytes. Raises: RunNotFound."""

@@ -1,4 +1,4 @@
-"""Commands that move whole homes and give space back: compact."""
+"""Commands that move whole homes and give space back: compact, backup."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from casstore.cli.options import Out, command, open_store, shown_size
+from casstore.cli.options import Out, command, has_journal, open_both, open_store, shown_size
 
 
 def register(cli: click.Group) -> None:
@@ -21,4 +21,26 @@ def register(cli: click.Group) -> None:
         out.document(
             document,
             lambda: click.echo(f"{shown_size(report.before_bytes)} before, {shown_size(report.after_bytes)} now"),
+        )
+
+    @command(cli, "backup")
+    @click.argument("dest", type=click.Path(path_type=Path))
+    def backup(home: Path, out: Out, dest: Path) -> None:
+        """Copy the whole home to DEST, where nothing is yet. Others may go on reading and writing."""
+        if has_journal(home):
+            with open_both(home, read_only=False) as (_, jrn):
+                report = jrn.backup(dest)
+        else:
+            with open_store(home, read_only=False) as store:
+                report = store.backup(dest)
+        document = {
+            "path": str(report.path), "instance": report.instance, "artifacts": report.artifacts,
+            "raw_bytes": report.raw_bytes, "position": report.position, "file_bytes": report.file_bytes,
+        }  # fmt: skip
+        out.document(
+            document,
+            lambda: click.echo(
+                f"{report.path}: {report.artifacts} artifacts, {report.position} events,"
+                f" {shown_size(report.file_bytes)} on disk"
+            ),
         )
