@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install test check demo soak lint types clean
+.PHONY: install test check demo soak lint types bench clean
 
 install: $(STAMP)
 
@@ -29,6 +29,12 @@ demo: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak --timeout 0
+
+bench: $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m benchmarks all --quick
+	$(BIN)/python -m benchmarks flushes --quick
+	$(BIN)/python -m benchmarks check
 
 clean:
 	rm -rf $(VENV) .demo .hypothesis .mypy_cache .ruff_cache .pytest_cache

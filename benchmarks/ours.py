@@ -1,0 +1,45 @@
+"""Ours in the step workloads: the recorder, one append a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import journal
+from benchmarks.data import Context
+from benchmarks.measure import OURS
+from benchmarks.peers import Peer, run_uuid
+
+
+class Ours(Peer):
+    """A run of the journal: `attempt.complete(context, then=next)` a step."""
+
+    name = OURS
+    note = "complete(context, then=next): one append a step"
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self._journal = journal.open(home / "home")
+        self._attempts: dict[int, journal.Attempt] = {}
+
+    def begin(self, run: int, context: Context) -> None:
+        started = self._journal.start_run("bench", manifest={"run": run}, context=context, run_id=run_uuid(run))
+        self._attempts[run] = started.enter(state(0))
+
+    def step(self, run: int, number: int, context: Context) -> None:
+        attempt, following = self._attempts[run], state(number + 1)
+        attempt.complete(context, then=following)
+        self._attempts[run] = attempt.run.enter(following)  # the one that was entered by complete: nothing is written
+
+    def recover(self, run: int) -> Context:
+        checkpoint = self._journal.run_state(run_uuid(run)).checkpoint_id
+        assert checkpoint is not None
+        found: Context = self._journal.store.get_value(checkpoint)
+        return found
+
+    def close(self) -> None:
+        self._journal.close()
+
+
+def state(number: int) -> str:
+    """The state of a step."""
+    return f"bench.steps.s{number}"

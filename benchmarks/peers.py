@@ -1,0 +1,390 @@
+"""Peers of the step workloads: each keeps the full context of every step, each step durable before the next.
+
+A peer that is not durable where its users would expect it is run as they run it, and says so in `note`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import sqlite3
+import threading
+import uuid
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
+
+import blake3
+import cbor2
+import lmdb
+import zstandard
+
+from benchmarks.data import Context
+
+
+def missing(requires: tuple[str, ...]) -> str | None:
+    """The first of these modules that is not installed."""
+    for name in requires:
+        try:
+            if importlib.util.find_spec(name) is None:
+                return name
+        except ModuleNotFoundError:
+            return name
+    return None
+
+
+class Peer(ABC):
+    """One store of the contexts of some runs. `begin` and `step` of a run are called by one thread."""
+
+    name: ClassVar[str]
+    requires: ClassVar[tuple[str, ...]] = ()
+    note: ClassVar[str] = ""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def begin(self, run: int, context: Context) -> None:  # noqa: B027 - most have nothing to do
+        """Before the first step of a run; not timed."""
+
+    @abstractmethod
+    def step(self, run: int, number: int, context: Context) -> None:
+        """Keep this context, durably."""
+
+    @abstractmethod
+    def recover(self, run: int) -> Context:
+        """The newest context of a run, asked of a fresh object."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class SqliteWal(Peer):
+    """What a user writes instead: two tables, WAL, synchronous=FULL, JSON; a connection for each thread."""
+
+    name = "sqlite_wal"
+    note = "two tables, WAL, synchronous=FULL"
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self._local = threading.local()
+        self._made: list[sqlite3.Connection] = []
+        db = self._db()
+        db.execute("pragma journal_mode=wal")
+        db.execute("create table if not exists snap(id text primary key, body blob)")
+        db.execute("create table if not exists ev(run int, seq int, kind text, snap text, primary key(run, seq))")
+
+    def _db(self) -> sqlite3.Connection:
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            path = self.home / "x.db"
+            db = sqlite3.connect(path, isolation_level=None, timeout=60, check_same_thread=False)
+            db.execute("pragma synchronous=full")
+            self._local.db = db
+            self._made.append(db)
+        return db
+
+    def step(self, run: int, number: int, context: Context) -> None:
+        body = json.dumps(context).encode()
+        name = hashlib.sha256(body).hexdigest()
+        db = self._db()
+        db.execute("begin immediate")
+        db.execute("insert or ignore into snap values(?,?)", (name, body))
+        db.execute("insert into ev values(?,?,?,?)", (run, 2 * number, "completed", name))
+        db.execute("insert into ev values(?,?,?,?)", (run, 2 * number + 1, "entered", name))
+        db.execute("commit")
+
+    def recover(self, run: int) -> Context:
+        db = self._db()
+        (name,) = db.execute("select snap from ev where run=? order by seq desc limit 1", (run,)).fetchone()
+        found: Context = json.loads(db.execute("select body from snap where id=?", (name,)).fetchone()[0])
+        return found
+
+    def close(self) -> None:
+        for db in self._made:
+            db.close()
+
+
+class FilesJsonl(Peer):
+    """Files named by their SHA-256 and a JSONL log for each run, all of them fsync'd."""
+
+    name = "files_jsonl"
+    note = "fsync of file, directory and log"
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self._logs: dict[int, Any] = {}
+
+    def begin(self, run: int, context: Context) -> None:
+        self._logs[run] = open_log(self.home, run)
+
+    def step(self, run: int, number: int, context: Context) -> None:
+        body = json.dumps(context).encode()
+        name = hashlib.sha256(body).hexdigest()
+        with open(self.home / name, "wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        directory = os.open(self.home, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
+        append_line(self._logs[run], {"seq": number, "snap": name})
+
+    def recover(self, run: int) -> Context:
+        found: Context = json.loads((self.home / last_line(self.home / f"{run}.jsonl")["snap"]).read_bytes())
+        return found
+
+    def close(self) -> None:
+        for log in self._logs.values():
+            log.close()
+
+
+class LangGraphSqlite(Peer):
+    """SqliteSaver of langgraph-checkpoint-sqlite, one put a step; threads share the saver, which has a lock."""
+
+    name = "langgraph_sqlite"
+    requires = ("langgraph.checkpoint.sqlite",)
+    note = "SqliteSaver, synchronous=FULL"
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        from langgraph.checkpoint.sqlite import SqliteSaver
+
+        self._db = sqlite3.connect(home / "lg.db", check_same_thread=False)
+        self._db.execute("pragma synchronous=full")
+        self._saver = SqliteSaver(self._db)
+        self._saver.setup()
+        self._configs: dict[int, Any] = {}
+
+    def begin(self, run: int, context: Context) -> None:
+        self._configs[run] = self._config(run)
+
+    def _config(self, run: int) -> Any:
+        return {"configurable": {"thread_id": f"run{run}", "checkpoint_ns": ""}}
+
+    def step(self, run: int, number: int, context: Context) -> None:
+        from langgraph.checkpoint.base import empty_checkpoint
+
+        checkpoint = empty_checkpoint()
+        checkpoint["channel_values"] = context
+        checkpoint["channel_versions"] = dict.fromkeys(context, number + 1)
+        metadata: Any = {"source": "loop", "step": number, "parents": {}}
+        self._configs[run] = self._saver.put(self._configs[run], checkpoint, metadata, {})
+
+    def recover(self, run: int) -> Context:
+        found = self._saver.get_tuple(self._config(run))
+        assert found is not None
+        return found.checkpoint["channel_values"]
+
+    def close(self) -> None:
+        self._db.close()
+
+
+class EventSourcing(Peer):
+    """The package eventsourcing over SQLite, an event with the full context a step."""
+
+    name = "eventsourcing"
+    requires = ("eventsourcing",)
+    note = "SQLite; recovering replays the run"
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        from benchmarks.eventsourced import open_app
+
+        self._app = open_app(home)
+        self._runs: dict[int, Any] = {}
+
+    def begin(self, run: int, context: Context) -> None:
+        from benchmarks.eventsourced import Growing
+
+        self._runs[run] = Growing(run)
+
+    def step(self, run: int, number: int, context: Context) -> None:
+        self._runs[run].stepped(context)
+        self._app.save(self._runs[run])
+
+    def recover(self, run: int) -> Context:
+        from benchmarks.eventsourced import Growing
+
+        found: Context = self._app.repository.get(Growing.create_id(run)).context
+        return found
+
+    def close(self) -> None:
+        self._app.close()
+
+
+class DiskObjectStore(Peer):
+    """disk-objectstore's loose objects and an fsync'd JSONL log for each run."""
+
+    name = "disk_objectstore"
+    requires = ("disk_objectstore",)
+    note = "loose objects + fsync'd log"
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self._runs: dict[int, tuple[Any, Any]] = {}
+        container = self._container()
+        if not container.is_initialised:
+            container.init_container()
+        container.close()
+
+    def _container(self) -> Any:
+        from disk_objectstore import Container
+
+        return Container(self.home / "c")
+
+    def begin(self, run: int, context: Context) -> None:
+        self._runs[run] = self._container(), open_log(self.home, run)
+
+    def step(self, run: int, number: int, context: Context) -> None:
+        container, log = self._runs[run]
+        append_line(log, {"seq": number, "snap": container.add_object(json.dumps(context).encode())})
+
+    def recover(self, run: int) -> Context:
+        name = last_line(self.home / f"{run}.jsonl")["snap"]
+        container = self._container()
+        try:
+            found: Context = json.loads(container.get_object_content(name))
+            return found
+        finally:
+            container.close()
+
+    def close(self) -> None:
+        for container, log in self._runs.values():
+            container.close()
+            log.close()
+
+
+class Git(Peer):
+    """libgit2: one blob, tree and commit a step, loose objects."""
+
+    name = "git"
+    requires = ("pygit2",)
+    note = "loose objects; no fsync by default"
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        import pygit2
+
+        pygit2.init_repository(str(home / "g"), bare=True)
+        self._runs: dict[int, tuple[Any, list[Any]]] = {}
+
+    def begin(self, run: int, context: Context) -> None:
+        import pygit2
+
+        self._runs[run] = pygit2.Repository(str(self.home / "g")), []
+
+    def step(self, run: int, number: int, context: Context) -> None:
+        import pygit2
+
+        repo, parents = self._runs[run]
+        builder = repo.TreeBuilder()
+        builder.insert("context", repo.create_blob(json.dumps(context).encode()), 0o100644)
+        who = pygit2.Signature("a", "a@b", 1_700_000_000 + number, 0)
+        made = repo.create_commit(
+            f"refs/heads/r{run}", who, who, f"completed {number}", builder.write(), list(parents)
+        )
+        parents[:] = [made]
+
+    def recover(self, run: int) -> Context:
+        import pygit2
+
+        repo = pygit2.Repository(str(self.home / "g"))
+        found: Context = json.loads(repo.references[f"refs/heads/r{run}"].peel().tree["context"].data)
+        return found
+
+    def close(self) -> None:
+        self._runs.clear()
+
+
+class DiskCache(Peer):
+    """diskcache: one pickled value a step, and a key for the newest."""
+
+    name = "diskcache"
+    requires = ("diskcache",)
+    note = "synchronous=FULL; values above 32 KiB are files without fsync"
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        import diskcache
+
+        self._cache = diskcache.Cache(
+            str(home / "dc"), size_limit=1 << 40, cull_limit=0, sqlite_synchronous=2, timeout=60
+        )
+
+    def step(self, run: int, number: int, context: Context) -> None:
+        self._cache[run, number] = context
+        self._cache["last", run] = number
+
+    def recover(self, run: int) -> Context:
+        found: Context = self._cache[run, self._cache["last", run]]
+        return found
+
+    def close(self) -> None:
+        self._cache.close()
+
+
+class RawLmdb(Peer):
+    """Full snapshots in one LMDB environment: CBOR, zstd 3, BLAKE3, one durable commit a step. No rules, no names."""
+
+    name = "raw_lmdb"
+    note = "full snapshots: cbor2, zstd 3, BLAKE3"
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self._env = lmdb.open(str(home / "l"), map_size=1 << 36, max_dbs=2)
+        self._snapshots = self._env.open_db(b"a")
+        self._events = self._env.open_db(b"j")
+
+    def step(self, run: int, number: int, context: Context) -> None:
+        body = cbor2.dumps(context)
+        name = blake3.blake3(body).digest()
+        stored = zstandard.ZstdCompressor(level=3).compress(body)
+        with self._env.begin(write=True) as txn:
+            txn.put(name, stored, db=self._snapshots)
+            txn.put(event_key(run, number), cbor2.dumps(["completed", name]), db=self._events)
+
+    def recover(self, run: int) -> Context:
+        with self._env.begin() as txn, txn.cursor(db=self._events) as cursor:
+            if cursor.set_range(event_key(run + 1, 0)):
+                cursor.prev()
+            else:
+                cursor.last()
+            name = cbor2.loads(cursor.value())[1]
+            found: Context = cbor2.loads(
+                zstandard.ZstdDecompressor().decompress(txn.get(name, db=self._snapshots))
+            )
+            return found
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def run_uuid(run: int) -> uuid.UUID:
+    """The id that a run has wherever ids are UUIDs."""
+    return uuid.uuid5(uuid.NAMESPACE_URL, f"benchmark:{run}")
+
+
+def event_key(run: int, number: int) -> bytes:
+    """Runs, and in a run events, in order."""
+    return run.to_bytes(4, "big") + number.to_bytes(8, "big")
+
+
+def open_log(home: Path, run: int) -> BinaryIO:
+    """The log of a run, closed with its peer."""
+    return open(home / f"{run}.jsonl", "ab")
+
+
+def append_line(log: Any, entry: dict[str, Any]) -> None:
+    """One line of JSON, on disk on return."""
+    log.write(json.dumps(entry).encode() + b"\n")
+    log.flush()
+    os.fsync(log.fileno())
+
+
+def last_line(path: Path) -> dict[str, Any]:
+    """The last line of a log."""
+    found: dict[str, Any] = json.loads(path.read_bytes().splitlines()[-1])
+    return found
