@@ -29,6 +29,7 @@ DELTA_RAW_MAX: Final = 16 << 20
 DISK_RESERVE_BYTES: Final = 2 << 20  # what puts leave free, so that gc can always commit
 # CBOR of a link up to its digest: tag 42, 37 bytes, multibase 0, CIDv1, raw, blake3, 32 bytes.
 LINK_PREFIX: Final = b"\xd8\x2a\x58\x25\x00\x01\x55\x1e\x20"
+_LINKS_CAME_LATER: Final = "these bytes were stored before as a stream, and link to artifacts that came later"
 _KIND: Final = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 
 
@@ -168,9 +169,7 @@ class Writer:
                 ]
                 continue
             except UploadLost as error:
-                raise InvalidArgument(
-                    "data", "these bytes were stored before as a stream, and link to artifacts that came later"
-                ) from error
+                raise InvalidArgument("data", _LINKS_CAME_LATER) from error
             reach("put.after_commit")
             return
 
@@ -200,6 +199,8 @@ class Writer:
             self._backend.put([prepared], int(self._clock()), lease)
         except EncodeAgain:
             return False
+        except UploadLost as error:
+            raise InvalidArgument("data", _LINKS_CAME_LATER) from error
         reach("put.after_commit")
         return True
 

@@ -81,6 +81,10 @@ class Committer:
                 self._thread = threading.Thread(target=self._rounds, name="journal-commit", daemon=True)
                 self._thread.start()
             self._wake.notify()
+            closed = self._closed  # then nobody else will: whoever queued it drains
+        while closed and self._queue:
+            with self._leader:
+                self._drain()
 
     def close(self) -> None:
         """Commit what is queued, then stop."""

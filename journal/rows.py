@@ -14,7 +14,7 @@ from journal.backend import ClaimRow, RunRow, StateRow, Tail
 from journal.errors import InvalidStream
 from journal.failures import RunStatus
 
-EV: Final = b"ev1"  # position u64 -> record
+EV: Final = b"ev1"  # position -> record
 RS: Final = b"rs1"  # run ‖ first seq of a batch -> position
 RUN: Final = b"run1"  # run -> RunRow
 ID: Final = b"id1"  # run id, 16 bytes -> run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -46,7 +45,6 @@ from journal.rows import (
     unpack_state,
 )
 
-_POSITION: Final = struct.Struct(">Q")
 _SCAN_FROM: Final = 4
 _GREATEST: Final = b"\xff" * 9
 
@@ -105,7 +103,7 @@ class TableLook:
 
     def position(self) -> int:
         newest = next(self._txn.scan(EV, reverse=True), None)
-        last: int = 0 if newest is None else _POSITION.unpack(newest[0])[0]
+        last: int = 0 if newest is None else unpack_number(newest[0])
         return max(last, self.floor())
 
     def floor(self) -> int:
@@ -119,7 +117,7 @@ class TableLook:
 
     def record(self, number_: int, seq: int) -> bytes | None:
         position = self.place(number_, seq)
-        return None if position is None else self._txn.get(EV, _POSITION.pack(position))
+        return None if position is None else self._txn.get(EV, number(position))
 
     def records(self, number_: int, first: int, last: int) -> Iterator[tuple[int, int, bytes]]:
         batch = self._batch(number_, first)
@@ -136,14 +134,14 @@ class TableLook:
             begin = max(start, first)
             place = position + begin - start
             if end - begin >= _SCAN_FROM:  # events of one batch stand one after the other
-                for key, data in self._txn.scan(EV, _POSITION.pack(place)):
-                    found = _POSITION.unpack(key)[0] - place
+                for key, data in self._txn.scan(EV, number(place)):
+                    found = unpack_number(key) - place
                     if begin + found > end:
                         break
                     yield begin + found, place + found, data
             else:
                 for seq in range(begin, end + 1):
-                    one = self._txn.get(EV, _POSITION.pack(place + seq - begin))
+                    one = self._txn.get(EV, number(place + seq - begin))
                     if one is not None:
                         yield seq, place + seq - begin, one
             if following is None or following[0] > last:
@@ -151,8 +149,8 @@ class TableLook:
             current = following
 
     def after(self, position: int) -> Iterator[tuple[int, bytes]]:
-        for key, value in self._txn.scan(EV, _POSITION.pack(position + 1)):
-            yield _POSITION.unpack(key)[0], value
+        for key, value in self._txn.scan(EV, number(position + 1)):
+            yield unpack_number(key), value
 
     def live(self, *, before: int | None = None) -> Iterator[int]:
         return self._numbers(LIVE, before)
@@ -305,7 +303,7 @@ def _write_run(txn: WriteTransaction, write: RunWrite, position: int) -> None:
         first = row.head - len(write.records) + 1
         txn.put(RS, key + number(first), number(position))
     for place, data in enumerate(write.records):
-        txn.append(EV, _POSITION.pack(position + place), data)
+        txn.append(EV, number(position + place), data)
     for state_id, state in write.states.items():
         txn.put(ST, key + state_id.encode(), pack_state(state))
     for fact, seq in write.facts.items():
@@ -342,7 +340,7 @@ def _remove(txn: WriteTransaction, number_: int, limit: int) -> bool:
     last = min(head, first + limit - 1)
     places = [place for _, place, _ in look.records(number_, first, last)]
     for place in places:
-        txn.delete(EV, _POSITION.pack(place))
+        txn.delete(EV, number(place))
     if last < head:
         txn.put(META, META_FORGETTING + key, value[:16] + number(last + 1) + number(head))
         return False

@@ -15,6 +15,7 @@ import pytest
 
 import casstore
 import journal
+from casstore.home import FORMAT_NUMBER
 
 A, B = "flow.step.a", "flow.step.b"
 
@@ -221,7 +222,7 @@ def test_homes_that_are_none(tmp_path: Path) -> None:
     journal.open(tmp_path / "home").close()
     form = tmp_path / "home" / "FORMAT"
     text = form.read_text()
-    form.write_text(text.replace("format: 1", "format: 99"))
+    form.write_text(text.replace(f"format: {FORMAT_NUMBER}", "format: 99"))
     code, _, error = run("ls", home=tmp_path / "home")
     assert code == 1 and "99" in error
     form.write_text(text)

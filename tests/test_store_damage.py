@@ -13,6 +13,7 @@ import pytest
 
 import casstore
 from casstore import ArtifactId, Corrupt
+from casstore.home import FORMAT_NUMBER
 from casstore.rows import TABLES
 
 
@@ -154,10 +155,12 @@ def test_a_truncated_data_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["format: 2\n", "format: 0\n", "hello\n", "", "format: 1\nuuid: x\nrequires: antigravity\n", "\xff\xfe"]
+    "text",
+    ["format: 99\n", "format: 1\n", "format: 0\n", "hello\n", "", "\xff\xfe",
+     f"format: {FORMAT_NUMBER}\nuuid: x\nrequires: antigravity\n"],
 )
 def test_another_format_is_refused_untouched(tmp_path, text):
-    """the format is read before any other byte; the files stay as they are."""
+    """The format is read before any other byte; the files stay as they are."""
     home = tmp_path / "home"
     with casstore.open(home) as store:
         store.put(b"x")
@@ -166,7 +169,7 @@ def test_another_format_is_refused_untouched(tmp_path, text):
     for read_only in (False, True):
         with pytest.raises(casstore.UnsupportedFormat) as caught:
             casstore.open(home, read_only=read_only)
-        assert caught.value.fields["supported"] == 1
+        assert caught.value.fields["supported"] == FORMAT_NUMBER
     assert before == {
         path: path.read_bytes() for path in home.rglob("*") if path.is_file() and path.name != "lock.mdb"
     }
