@@ -12,8 +12,9 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final, final
 
 import lmdb
@@ -112,6 +113,39 @@ def check_filesystem(path: Path) -> None:
 
 
 @final
+class _Reading:
+    """A read transaction; a class, since reads are many and a generator costs more."""
+
+    __slots__ = ("_environment", "_gate", "_txn")
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    def __enter__(self) -> Any:
+        self._environment._check()
+        self._gate = _gate
+        self._gate.__enter__()
+        try:
+            self._txn = self._environment._begin_read()
+        except BaseException as error:
+            self._gate.__exit__()
+            if isinstance(error, lmdb.Error):
+                raise self._environment._translate(error) from error
+            raise
+        return self._txn
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._txn.abort()
+        finally:
+            self._gate.__exit__()
+        if isinstance(error, lmdb.Error):
+            raise self._environment._translate(error) from error
+
+
+@final
 class Environment:
     """An open environment with its named databases; shared by all openers in this process, counted.
 
@@ -135,21 +169,9 @@ class Environment:
 
     # -- transactions ---------------------------------------------------------------------------------
 
-    @contextmanager
-    def read(self) -> Iterator[Any]:
+    def read(self) -> AbstractContextManager[Any]:
         """A snapshot. Copy out what you need: nothing from it may be kept past the block."""
-        self._check()
-        with _gate:
-            try:
-                txn = self._begin_read()
-            except lmdb.Error as error:
-                raise self._translate(error) from error
-            try:
-                yield txn
-            except lmdb.Error as error:
-                raise self._translate(error) from error
-            finally:
-                txn.abort()
+        return _Reading(self)
 
     @contextmanager
     def write(self) -> Iterator[Any]:

@@ -10,8 +10,9 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Final, final
 
 from casstore.errors import DamagedStore
@@ -35,20 +36,15 @@ class GenerationTables:
 
     def __init__(self, home: Path, names: Sequence[bytes], *, create: bool, read_only: bool) -> None:
         self._home, self._names, self._read_only = home, names, read_only
+        self._current = str(home / "store" / "CURRENT")
         self._lock = threading.Lock()
         self._active: dict[LmdbTables, int] = {}
         self._seen, self._tables = self._open(create=create)
 
     # -- as Tables
 
-    @contextmanager
-    def read(self) -> Iterator[ReadTransaction]:
-        tables = self._enter()
-        try:
-            with tables.read() as txn:
-                yield txn
-        finally:
-            self._leave(tables)
+    def read(self) -> AbstractContextManager[ReadTransaction]:
+        return _Reading(self)
 
     @contextmanager
     def write(self) -> Iterator[WriteTransaction]:
@@ -176,9 +172,9 @@ class GenerationTables:
 
     def _signature(self) -> Signature:
         try:
-            found = os.stat(self._home / "store" / "CURRENT")
+            found = os.stat(self._current)
         except OSError as error:
-            raise DamagedStore(str(self._home / "store" / "CURRENT"), "cannot be read") from error
+            raise DamagedStore(self._current, "cannot be read") from error
         return found.st_ino, found.st_mtime_ns
 
     def _is_current(self, tables: LmdbTables) -> bool:
@@ -203,6 +199,33 @@ class GenerationTables:
             if not self._active[tables] and tables is not self._tables:
                 del self._active[tables]
                 tables.close()
+
+
+@final
+class _Reading:
+    """A read transaction; a class, since reads are many and a generator costs more."""
+
+    __slots__ = ("_inner", "_owner", "_tables")
+
+    def __init__(self, owner: GenerationTables) -> None:
+        self._owner = owner
+
+    def __enter__(self) -> ReadTransaction:
+        self._tables = self._owner._enter()
+        try:
+            self._inner = self._tables.read()
+            return self._inner.__enter__()
+        except BaseException:
+            self._owner._leave(self._tables)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        try:
+            return self._inner.__exit__(kind, error, trace)
+        finally:
+            self._owner._leave(self._tables)
 
 
 @final

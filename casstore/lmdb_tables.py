@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, final
 
 from casstore.environment import Environment, open_environment
@@ -23,10 +24,8 @@ class LmdbTables:
         )
         self._handles = {name: self.environment.db(name) for name in names}
 
-    @contextmanager
-    def read(self) -> Iterator[ReadTransaction]:
-        with self.environment.read() as txn:
-            yield _LmdbTransaction(txn, self._handles)
+    def read(self) -> AbstractContextManager[ReadTransaction]:
+        return _Reading(self.environment, self._handles)
 
     @contextmanager
     def write(self) -> Iterator[WriteTransaction]:
@@ -44,6 +43,24 @@ class LmdbTables:
 
     def close(self) -> None:
         self.environment.close()
+
+
+@final
+class _Reading:
+    """A read transaction; a class, since reads are many and a generator costs more."""
+
+    __slots__ = ("_handles", "_inner")
+
+    def __init__(self, environment: Environment, handles: dict[bytes, Any]) -> None:
+        self._inner, self._handles = environment.read(), handles
+
+    def __enter__(self) -> ReadTransaction:
+        return _LmdbTransaction(self._inner.__enter__(), self._handles)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._inner.__exit__(kind, error, trace)
 
 
 @final

@@ -6,13 +6,14 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO, Final, final
 
 from blake3 import blake3
 
 from casstore import codec, frames, values
-from casstore.backend import BlobBackend, EncodeAgain, NewArtifact, Outcome, UploadLost
+from casstore.backend import BlobBackend, EncodeAgain, NewArtifact, Outcome, Row, UploadLost
 from casstore.errors import Corrupt, InvalidArgument, InvalidValue, StoreError, StoreFull
 from casstore.ids import ArtifactId
 from casstore.processes import current_process
@@ -24,6 +25,8 @@ from casstore.steps import reach
 CHAIN_MAX: Final = (1 << 10) - 1  # five digits of base 4: read through at most 15 deltas
 BATCH_BYTES: Final = 4 << 20
 BATCH_ITEMS: Final = 2000
+THREADS_FROM_BYTES: Final = 16 << 10  # of an item on average: below, handing it over costs more than it saves
+THREADS_MAX: Final = 4
 HIT_VERIFY_BYTES: Final = 1 << 20
 DELTA_RAW_MAX: Final = 16 << 20
 DISK_RESERVE_BYTES: Final = 2 << 20  # what puts leave free, so that gc can always commit
@@ -85,7 +88,7 @@ class Writer:
                 ids.append(self._put_large(batch[0], lease, False, False))
                 continue
             digests = [blake3(item.data).digest() for item in batch]
-            self._write([self._prepare(*pair) for pair in zip(batch, digests, strict=True)], batch, lease)
+            self._write(self._prepare_all(batch, digests), batch, lease)
             ids.extend(map(ArtifactId, digests))
         self._flush(True)
         return ids
@@ -112,8 +115,20 @@ class Writer:
 
     def _prepare(self, item: PutItem, digest: bytes, known: tuple[bytes, ...] | None = None) -> NewArtifact:
         """Encode, unless a copy is there and sound: whether it still is then is decided in the transaction."""
+        return self._encode(item, digest, self._backend.rows([digest])[0], known)
+
+    def _prepare_all(self, batch: Sequence[PutItem], digests: Sequence[bytes]) -> list[NewArtifact]:
+        """As `_prepare` for each, after one look; large ones are encoded by several threads, which zstd allows."""
+        rows = self._backend.rows(digests)
+        if sum(len(item.data) for item in batch) < THREADS_FROM_BYTES * len(batch) or len(batch) == 1:
+            return list(map(self._encode, batch, digests, rows))
+        with ThreadPoolExecutor(max_workers=min(THREADS_MAX, os.cpu_count() or 1)) as threads:
+            return list(threads.map(self._encode, batch, digests, rows))
+
+    def _encode(
+        self, item: PutItem, digest: bytes, row: Row | None, known: tuple[bytes, ...] | None = None
+    ) -> NewArtifact:
         links = links_of(item.data) if known is None else known
-        row = self._backend.rows([digest])[0]
         if row is not None and (row.raw_len > HIT_VERIFY_BYTES or self._reader.is_sound(digest)):
             return NewArtifact(digest, item.kind, len(item.data), links, 0, None, 0)
         if row is not None:
