@@ -28,6 +28,7 @@ from casstore.errors import (
     NotFound,
     PinNotFound,
     PoisonedHandle,
+    Quarantined,
     ReadOnly,
     StoreError,
     StoreFull,
@@ -38,6 +39,7 @@ from casstore.ids import ArtifactId
 from casstore.leases import Lease
 from casstore.reports import (
     ArtifactInfo,
+    Buried,
     CompactReport,
     ExportReport,
     Finding,
@@ -45,6 +47,7 @@ from casstore.reports import (
     GcReport,
     ImportReport,
     StoreStats,
+    UndeleteReport,
     VerifyReport,
     Why,
 )
@@ -59,6 +62,7 @@ __all__ = [
     "ArtifactId",
     "ArtifactInfo",
     "BackupReport",
+    "Buried",
     "Busy",
     "ClosedHandle",
     "Collected",
@@ -85,6 +89,7 @@ __all__ = [
     "PinNotFound",
     "PoisonedHandle",
     "PutItem",
+    "Quarantined",
     "ReadOnly",
     "Root",
     "RootSource",
@@ -92,6 +97,7 @@ __all__ = [
     "StoreError",
     "StoreFull",
     "StoreStats",
+    "UndeleteReport",
     "UnsupportedFilesystem",
     "UnsupportedFormat",
     "VerifyReport",

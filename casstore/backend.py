@@ -46,11 +46,26 @@ class Edges(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """A collected artifact."""
+    """A collected artifact. In quarantine until `until_s` (0: its bytes are gone)."""
 
     when_s: int
     gc: int
     raw_len: int
+    until_s: int = 0
+
+
+class Kept(NamedTuple):
+    """Bytes of a collected artifact. In quarantine until `until_s` (0: it is not, a delta needs them), and then
+    what is known of it: what it needs, its kinds, and which gc took it."""
+
+    data_id: int
+    digest: bytes
+    until_s: int = 0
+    gc: int = 0
+    raw_len: int = 0
+    kinds: tuple[str, ...] = ()
+    links: tuple[bytes, ...] = ()
+    bases: tuple[int, ...] = ()
 
 
 class NewArtifact(NamedTuple):
@@ -132,16 +147,25 @@ class SweepView(Protocol):
     def edges(self, digest: bytes) -> Edges | None: ...
 
 
-Judge = Callable[[SweepView], Sequence[Verdict]]
+class Decision(NamedTuple):
+    """A verdict; what does not stay goes into quarantine until `until_s`, where that is not 0."""
+
+    verdict: Verdict
+    until_s: int = 0
+
+
+Judge = Callable[[SweepView], Sequence[Decision]]
 
 
 class SweepResult(NamedTuple):
-    """Artifacts removed with their raw and stored bytes, and stored bytes kept for deltas."""
+    """Artifacts removed with their raw bytes; the stored bytes that went, that are kept for deltas, and that are
+    in quarantine."""
 
     removed: tuple[tuple[bytes, int], ...]
     raw_bytes: int
     stored_bytes: int
     kept_bytes: int
+    quarantined_bytes: int
 
 
 class EpochLost(Exception):
@@ -191,7 +215,16 @@ class BlobBackend(Protocol):
         """Visible artifacts with a greater digest, ascending."""
 
     def kept(self) -> list[Candidate]:
-        """Bytes of collected artifacts that were needed by a delta."""
+        """Bytes of collected artifacts that were needed by a delta, or are in quarantine."""
+
+    def kept_page(self, after: int, limit: int) -> list[Kept]:
+        """The same with a greater data_id, ascending, and what is known of those in quarantine."""
+
+    def buried(self, digest: bytes) -> Kept | None:
+        """A collected artifact whose bytes are in quarantine."""
+
+    def digests(self, data_ids: Sequence[int]) -> list[bytes | None]:
+        """Whose bytes are kept under each data_id."""
 
     def gone_count(self) -> int: ...
     def gone(self, digest: bytes) -> Gone | None: ...

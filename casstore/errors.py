@@ -104,8 +104,17 @@ class Collected(NotFound):
 
     code = "collected"
     hint = "Put the bytes again if they are still needed; pin what must stay."
-    names = ("id", "when_s", "gc")
+    names: ClassVar[tuple[str, ...]] = ("id", "when_s", "gc")
     template = "artifact {id} was collected by gc {gc} at unix time {when_s}"
+
+
+class Quarantined(Collected):
+    """A gc removed it, and its bytes are still kept, at least until the unix time `until_s`."""
+
+    code = "quarantined"
+    hint = "Bring it back with `casstore undelete` or Store.undelete, or put the bytes again."
+    names = ("id", "when_s", "gc", "until_s")
+    template = "artifact {id} was collected by gc {gc} at unix time {when_s}; its bytes are kept until {until_s}"
 
 
 class MissingArtifact(StoreError, LookupError):

@@ -13,7 +13,20 @@ from pathlib import Path
 from typing import Final, final
 
 from casstore import history
-from casstore.backend import BlobBackend, Candidate, EpochLost, GcOpened, Row, SweepResult, SweepView, Verdict
+from casstore.backend import (
+    BlobBackend,
+    Candidate,
+    Decision,
+    Edges,
+    EpochLost,
+    GcOpened,
+    Judge,
+    Kept,
+    Row,
+    SweepResult,
+    SweepView,
+    Verdict,
+)
 from casstore.errors import Busy, GcRefused, StoreError
 from casstore.ids import ArtifactId
 from casstore.marks import Marks
@@ -37,6 +50,7 @@ class _Done:
     raw: int = 0
     stored: int = 0
     kept: int = 0
+    quarantined: int = 0
     batches: int = 0
 
     def add(self, result: SweepResult) -> None:
@@ -44,6 +58,7 @@ class _Done:
         self.raw += result.raw_bytes
         self.stored += result.stored_bytes
         self.kept += result.kept_bytes
+        self.quarantined += result.quarantined_bytes
         self.batches += 1
 
 
@@ -53,12 +68,15 @@ class Collector:
 
     def __init__(
         self, backend: BlobBackend, roots: RootSource, *, now_s: int, grace_s: int, keep_completed_s: int | None,
-        timer: Callable[[], float] = time.monotonic,
+        quarantine_s: int = 0, timer: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._backend, self._roots = backend, roots
         self._now_s, self._grace_s, self._keep_completed_s = now_s, grace_s, keep_completed_s
         self._timer, self._began = timer, timer()
+        self._until_s = now_s + quarantine_s if quarantine_s > 0 else 0
         self._marks = Marks()
+        self._buried = Marks()  # what artifacts in quarantine link to: it must not be lost before they are
+        self._buried_until_s = 0
         self._done = _Done()
         self._position = 0
 
@@ -136,9 +154,25 @@ class Collector:
                 old.append(Candidate(row.data_id, row.digest, False))
         self._marks.reach(young, self._backend.edges, self._refuse_missing("a young artifact"))
         candidates = [row for row in old if row.data_id not in self._marks.visible]
-        candidates += [row for row in self._backend.kept() if row.data_id not in self._marks.bytes]
+        candidates += self._scan_kept()
         candidates.sort(key=lambda row: row.data_id, reverse=True)
         return candidates
+
+    def _scan_kept(self) -> list[Candidate]:
+        """Bytes that neither a delta nor the quarantine needs. What is in quarantine needs the bytes of its bases,
+        and that what it links to does not go for good before it does."""
+        kept: list[Candidate] = []
+        for page in _kept_pages(self._backend):
+            links: list[bytes] = []
+            for row in page:
+                if row.until_s > self._now_s:
+                    self._marks.keep_bytes(row.data_id, row.bases)
+                    self._buried_until_s = max(self._buried_until_s, row.until_s)
+                    links += row.links
+                else:
+                    kept.append(Candidate(row.data_id, row.digest, True))
+            self._buried.reach(links, self._backend.edges, _nothing)
+        return [row for row in kept if row.data_id not in self._marks.bytes]
 
     def _refuse_missing(self, named_by: str) -> Callable[[bytes], None]:
         def refuse(digest: bytes) -> None:
@@ -175,22 +209,39 @@ class Collector:
         digests = [root.id.digest for root in late] + self._backend.gc_recent(epoch)
         self._marks.reach(digests, self._backend.edges, _nothing)
 
-    def _judge(self, batch: Sequence[Candidate], late: Sequence[Root]) -> Callable[[SweepView], list[Verdict]]:
-        def judge(view: SweepView) -> list[Verdict]:
+    def _judge(self, batch: Sequence[Candidate], late: Sequence[Root]) -> Judge:
+        def judge(view: SweepView) -> list[Decision]:
             digests = [root.id.digest for root in late] + list(view.recent)
             self._marks.reach(digests, lambda wanted: [view.edges(digest) for digest in wanted], _nothing)
-            return [self._marks.verdict(candidate) for candidate in batch]
+            return [self._decide(candidate, view.edges) for candidate in batch]
 
         return judge
+
+    def _decide(self, candidate: Candidate, edges_of: Callable[[bytes], Edges | None]) -> Decision:
+        """The verdict on a candidate. One that goes into quarantine needs its bases from now on: they are older, so
+        their turn comes later."""
+        verdict = self._marks.verdict(candidate)
+        if candidate.kept or verdict is Verdict.SPARE:
+            return Decision(verdict)
+        until_s = self._until_s
+        if candidate.data_id in self._buried.visible:
+            until_s = max(until_s, self._buried_until_s)
+        if until_s:
+            edges = edges_of(candidate.digest)
+            self._marks.keep_bytes(candidate.data_id, edges.bases if edges is not None else ())
+        return Decision(verdict, until_s)
 
     def _preview(self, opened: GcOpened, candidates: list[Candidate]) -> GcReport:
         visible = [row for row in candidates if not row.kept]
         done = self._done
         for row in candidates:
             _, size = self._backend.encoding(row.data_id)
-            if not row.kept and self._marks.verdict(row) is Verdict.KEEP_BYTES:
+            decision = self._decide(row, lambda digest: self._backend.edges([digest])[0])
+            if decision.verdict is Verdict.KEEP_BYTES:
                 done.kept += size
-            else:
+            elif decision.until_s:
+                done.quarantined += size
+            elif decision.verdict is Verdict.DELETE:
                 done.stored += size
         for row, found in zip(visible, self._backend.rows([row.digest for row in visible]), strict=True):
             if found is not None:
@@ -204,7 +255,7 @@ class Collector:
         return GcReport(
             gc=opened.epoch, dry_run=dry_run, removed=tuple(done.removed), raw_bytes=done.raw,
             stored_bytes=done.stored, kept_bytes=done.kept, live=live, rescued=rescued, batches=done.batches,
-            duration_ms=round((self._timer() - self._began) * 1000),
+            duration_ms=round((self._timer() - self._began) * 1000), quarantined_bytes=done.quarantined,
         )  # fmt: skip
 
 
@@ -217,6 +268,13 @@ def _pages(backend: BlobBackend) -> Iterator[Row]:
     while page := backend.page(after, PAGE_ROWS):
         yield from page
         after = page[-1].digest
+
+
+def _kept_pages(backend: BlobBackend) -> Iterator[list[Kept]]:
+    after = 0
+    while page := backend.kept_page(after, PAGE_ROWS):
+        yield page
+        after = page[-1].data_id
 
 
 def refuse_implausible(condemned: int, total: int) -> None:

@@ -19,7 +19,7 @@ def pack(report: GcReport, when_s: int, outcome: str) -> bytes:
         {
             "when_s": when_s, "outcome": outcome, "removed": len(report.removed), "raw_bytes": report.raw_bytes,
             "stored_bytes": report.stored_bytes, "kept_bytes": report.kept_bytes, "live": report.live,
-            "duration_ms": report.duration_ms,
+            "quarantined_bytes": report.quarantined_bytes, "duration_ms": report.duration_ms,
         }
     ).encode()  # fmt: skip
 
@@ -38,7 +38,9 @@ def unpack(gc: int, data: bytes) -> GcRecord:
     return GcRecord(gc=gc, outcome=str(outcome), **numbers)
 
 
-_NUMBERS = ("when_s", "removed", "raw_bytes", "stored_bytes", "kept_bytes", "live", "duration_ms")
+_NUMBERS = (
+    "when_s", "removed", "raw_bytes", "stored_bytes", "kept_bytes", "quarantined_bytes", "live", "duration_ms",
+)  # fmt: skip
 
 
 def _number(value: object) -> int:

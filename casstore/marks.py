@@ -58,6 +58,12 @@ class Marks:
                 children.extend(edges.links)
             todo.extend(dict.fromkeys(children))
 
+    def keep_bytes(self, data_id: int, bases: Iterable[int]) -> None:
+        """The bytes under a data_id, and those that they are made from, stay."""
+        self.bytes.add(data_id)
+        for base in bases:
+            self.bytes.add(base)
+
     def verdict(self, candidate: Candidate) -> Verdict:
         """What to do with a row that the mark, or a later look, did not reach."""
         if not candidate.kept and candidate.data_id in self.visible:

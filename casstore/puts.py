@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from casstore.backend import EncodeAgain, NewArtifact, Outcome, PutResult, UploadLost
-from casstore.errors import Collected, LeaseLost, MissingArtifact, NotFound
+from casstore.errors import Collected, LeaseLost, MissingArtifact, NotFound, Quarantined
 from casstore.ids import ArtifactId
 from casstore.rows import (
     DA,
@@ -137,6 +137,8 @@ def _add_kind(t: WriteTransaction, item: NewArtifact) -> int:
 
 def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) -> None:
     data_id = state.next_data_id if item.upload is None else item.upload
+    if t.delete(GONE, item.digest):
+        t.delete(LN, item.digest)  # of a copy in quarantine, which this one replaces
     _link(t, item, data_id)
     base = 0
     if item.base is not None:
@@ -156,7 +158,6 @@ def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) ->
     t.put(IX, item.digest, IxRow(data_id, state.commit, now_s, _add_kind(t, item), item.raw_len).pack())
     if state.gc_open:
         t.put(RECENT, item.digest, b"")
-    t.delete(GONE, item.digest)
     state.artifacts += 1
     state.raw_bytes += item.raw_len
     state.stored_bytes += item.stored_len
@@ -232,6 +233,8 @@ def require_visible(t: ReadTransaction, digest: bytes) -> IxRow:
         if gone is None:
             raise NotFound(ArtifactId(digest))
         was = GoneRow.unpack(gone)
+        if was.data_id:
+            raise Quarantined(ArtifactId(digest), was.when_s, was.gc, was.until_s)
         raise Collected(ArtifactId(digest), was.when_s, was.gc)
     return row
 

@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from casstore import codec, frames
 from casstore.backend import BlobBackend, Stored
-from casstore.errors import Collected, Corrupt, InvalidArgument, NotFound
+from casstore.errors import Collected, Corrupt, InvalidArgument, NotFound, Quarantined
 from casstore.ids import ArtifactId
 from casstore.recent import RecentBytes
 
@@ -93,6 +93,8 @@ class Reader:
         gone = self._backend.gone(digest)
         if gone is None:
             return NotFound(ArtifactId(digest))
+        if gone.until_s:
+            return Quarantined(ArtifactId(digest), gone.when_s, gone.gc, gone.until_s)
         return Collected(ArtifactId(digest), gone.when_s, gone.gc)
 
     def _decode(self, chain: list[Stored], asked: bytes, bases: dict[bytes, bytes]) -> bytes:

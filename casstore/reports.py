@@ -54,7 +54,8 @@ class GcReport:
     """One collection. `removed` lists (id, raw bytes) of what went, or would go in a dry run.
 
     `stored_bytes` can be used again by the store; the file itself does not shrink. `kept_bytes` belong to removed
-    artifacts that living deltas still need. `rescued` counts candidates that somebody touched meanwhile.
+    artifacts that living deltas still need, `quarantined_bytes` to those that can be brought back. `rescued` counts
+    candidates that somebody touched meanwhile.
     """
 
     gc: int
@@ -67,6 +68,7 @@ class GcReport:
     rescued: int
     batches: int
     duration_ms: int = 0
+    quarantined_bytes: int = 0
 
 
 @final
@@ -85,8 +87,31 @@ class GcRecord:
     raw_bytes: int
     stored_bytes: int
     kept_bytes: int
+    quarantined_bytes: int
     live: int
     duration_ms: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buried:
+    """A collected artifact that can be brought back. `until_s` is unix time: the first gc after it ends that."""
+
+    id: ArtifactId
+    gc: int
+    until_s: int
+    size_bytes: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndeleteReport:
+    """What is visible again: `restored` with their raw bytes in all, children before what links to them; `known` are
+    those that were asked for and were there anyway."""
+
+    restored: tuple[ArtifactId, ...]
+    known: tuple[ArtifactId, ...]
+    raw_bytes: int
 
 
 @final

@@ -13,8 +13,8 @@ DA: Final = b"da1"  # data_id -> how its bytes are kept
 D: Final = b"d1"  # data_id, piece number -> piece
 LN: Final = b"ln1"  # digest -> digests of the artifacts that it links to
 KN: Final = b"kn1"  # digest, kind -> nothing: kinds beyond the known ones
-KP: Final = b"kp1"  # data_id -> digest: bytes of a collected artifact that a delta still needs
-GONE: Final = b"gone1"  # digest -> when, by which gc, size
+KP: Final = b"kp1"  # data_id -> digest: bytes of a collected artifact, needed by a delta or in quarantine
+GONE: Final = b"gone1"  # digest -> when, by which gc, size; in quarantine also where its bytes are, until when
 PIN: Final = b"pin1"  # name -> digest, since
 LEASE: Final = b"lease1"  # lease -> expiry
 LEASED: Final = b"leased1"  # lease, digest -> nothing
@@ -39,6 +39,7 @@ OTHER_KINDS: Final = 1 << 31
 _IX: Final = struct.Struct(">QQIIQ")
 _DA: Final = struct.Struct(">32sQQBQHQ")
 _GONE: Final = struct.Struct(">IQIQ")
+_BURIED: Final = struct.Struct(">QQ")
 _U64: Final = struct.Struct(">Q")
 _PIECE: Final = struct.Struct(">QI")
 
@@ -106,21 +107,33 @@ class DaRow(NamedTuple):
 
 
 class GoneRow(NamedTuple):
-    """A collected artifact: when (unix seconds), by which gc, its kinds and size in bytes."""
+    """A collected artifact: when (unix seconds), by which gc, its kinds and size in bytes.
+
+    In quarantine: `data_id` is where its bytes still are, 0 for nowhere, kept until the second `until_s`; `names` are
+    its kinds beyond the known ones.
+    """
 
     when_s: int
     gc: int
     kinds: int
     raw_len: int
+    data_id: int = 0
+    until_s: int = 0
+    names: tuple[str, ...] = ()
 
     def pack(self) -> bytes:
-        return _GONE.pack(*self)
+        row = _GONE.pack(*self[:4])
+        return row + _BURIED.pack(self.data_id, self.until_s) + " ".join(self.names).encode() if self.data_id else row
 
     @classmethod
     def unpack(cls, data: bytes) -> GoneRow:
-        if len(data) != _GONE.size:
+        if len(data) == _GONE.size:
+            return cls(*_GONE.unpack(data))
+        if len(data) < _GONE.size + _BURIED.size:
             raise DamagedStore("table gone1", f"a row of {len(data)} bytes instead of {_GONE.size}")
-        return cls(*_GONE.unpack(data))
+        data_id, until_s = _BURIED.unpack_from(data, _GONE.size)
+        names = data[_GONE.size + _BURIED.size :].decode(errors="replace").split()
+        return cls(*_GONE.unpack_from(data))._replace(data_id=data_id, until_s=until_s, names=tuple(names))
 
 
 @final

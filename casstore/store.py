@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Final, final
 
 from casstore import backups, history, inspection, transfer, values
 from casstore import gc as collecting
+from casstore import undelete as undeleting
 from casstore.backend import BlobBackend
 from casstore.errors import (
     AlreadyOpen,
@@ -36,12 +37,14 @@ from casstore.reading import Reader
 from casstore.recent import RecentBytes
 from casstore.reports import (
     ArtifactInfo,
+    Buried,
     CompactReport,
     ExportReport,
     GcRecord,
     GcReport,
     ImportReport,
     StoreStats,
+    UndeleteReport,
     VerifyReport,
     Why,
 )
@@ -289,10 +292,11 @@ class Store:
 
     def gc(
         self, roots: RootSource, *, dry_run: bool = False, keep_completed: Duration = KEEP_COMPLETED_S,
-        grace: Duration = GRACE_S, force: bool = False,
+        grace: Duration = GRACE_S, quarantine: Duration = 0, force: bool = False,
     ) -> GcReport:  # fmt: skip
         """Remove what nothing needs: not a live run of `roots` (or one completed less than `keep_completed` ago),
-        no pin, no unexpired lease, and not touched within `grace`. Durations in seconds or timedelta.
+        no pin, no unexpired lease, and not touched within `grace`. What is removed can be brought back with
+        `undelete` for the time of `quarantine`, and takes its space until then. Durations in seconds or timedelta.
 
         Safe beside writers and killed at any point. Raises: GcRefused (nothing removed), Busy, StoreFull.
         """
@@ -301,6 +305,7 @@ class Store:
         collector = collecting.Collector(
             self._backend, source, now_s=self._now(), grace_s=_seconds(grace, "grace"),
             keep_completed_s=_seconds(keep_completed, "keep_completed"),
+            quarantine_s=_seconds(quarantine, "quarantine"),
         )  # fmt: skip
         if dry_run:
             return collector.preview()
@@ -309,6 +314,25 @@ class Store:
             report = collector.run(plausible=(lambda *_: None) if force else collecting.refuse_implausible)
         self._backend.sync()
         return report
+
+    def undelete(self, ids: Iterable[ArtifactId] = (), *, gc: int | None = None) -> UndeleteReport:
+        """Bring back what is in quarantine: artifacts, or all that one gc removed, and what they link to. Durable on
+        return. Nothing holds them after that but the grace: pin what has to stay.
+
+        Raises: NotFound, Collected (its bytes are gone), MissingArtifact (so is something that it links to; nothing
+        was restored), Corrupt, InvalidArgument, StoreFull.
+        """
+        self._check(write=True)
+        digests = [_id(found).digest for found in ids]
+        if gc is not None:
+            digests += undeleting.of_gc(self._backend, gc)
+        with self.lease(undeleting.LEASE_S) as lease:
+            return undeleting.undelete(self._backend, self._reader, self._writer, digests, lease, self._clock)
+
+    def buried(self) -> Iterator[Buried]:
+        """What is in quarantine, oldest first."""
+        self._check()
+        return undeleting.buried(self._backend)
 
     def gc_history(self, *, limit: int | None = None) -> list[GcRecord]:
         """Past gcs, the newest first, at most `limit`."""

@@ -16,6 +16,7 @@ from casstore.rows import (
     LEASE,
     LEASED,
     LN,
+    OTHER_KINDS,
     PIN,
     PURGE,
     RECENT,
@@ -91,12 +92,19 @@ def edges(t: ReadTransaction, digest: bytes) -> Edges | None:
     row = find(t, digest)
     if row is None:
         return None
-    links = t.get(LN, digest) or b""
-    return Edges(
-        row.data_id,
-        tuple(links[at : at + 32] for at in range(0, len(links), 32)),
-        tuple(base for base, _ in walk(t, row.data_id)[1:]),
-    )
+    return Edges(row.data_id, links(t, digest), tuple(base for base, _ in walk(t, row.data_id)[1:]))
+
+
+def links(t: ReadTransaction, digest: bytes) -> tuple[bytes, ...]:
+    """What an artifact links to, visible or in quarantine."""
+    found = t.get(LN, digest) or b""
+    return tuple(found[at : at + 32] for at in range(0, len(found), 32))
+
+
+def gone(t: ReadTransaction, digest: bytes) -> GoneRow | None:
+    """What is known of a collected artifact."""
+    data = t.get(GONE, digest)
+    return GoneRow.unpack(data) if data is not None else None
 
 
 def walk(t: ReadTransaction, data_id: int) -> list[tuple[int, DaRow]]:
@@ -129,11 +137,11 @@ def gc_sweep(
     state = begin(t)
     require_epoch(state, epoch)
     view = _View(t)
-    verdicts = judge(view)
+    decisions = judge(view)
     for digest in view.recent:
         t.delete(RECENT, digest)
-    removed, raw, stored, kept = [], 0, 0, 0
-    for candidate, verdict in zip(candidates, verdicts, strict=True):
+    removed, raw, stored, kept, quarantined = [], 0, 0, 0, 0
+    for candidate, (verdict, until_s) in zip(candidates, decisions, strict=True):
         if verdict is Verdict.SPARE:
             continue
         data = t.get(DA, u64(candidate.data_id))
@@ -141,6 +149,7 @@ def gc_sweep(
         if candidate.kept:
             if verdict is Verdict.DELETE and t.delete(KP, u64(candidate.data_id)):
                 _drop_bytes(t, candidate.data_id)
+                _end_quarantine(t, candidate)
                 state.kept_bytes -= size
                 stored += size
             continue
@@ -148,24 +157,31 @@ def gc_sweep(
         if row is None or row.data_id != candidate.data_id:
             continue
         t.delete(IX, candidate.digest)
-        t.delete(LN, candidate.digest)
-        _drop_kinds(t, candidate.digest)
-        t.put(GONE, candidate.digest, GoneRow(now_s, epoch, row.kinds, row.raw_len).pack())
+        names = _drop_kinds(t, candidate.digest) if row.kinds & OTHER_KINDS else ()
+        was = GoneRow(now_s, epoch, row.kinds, row.raw_len)
+        if until_s:
+            was = was._replace(data_id=candidate.data_id, until_s=until_s, names=names)
+        else:
+            t.delete(LN, candidate.digest)
+        t.put(GONE, candidate.digest, was.pack())
         state.artifacts -= 1
         state.raw_bytes -= row.raw_len
         state.stored_bytes -= size
         raw += row.raw_len
         removed.append((candidate.digest, row.raw_len))
-        if verdict is Verdict.KEEP_BYTES:
+        if until_s or verdict is Verdict.KEEP_BYTES:
             t.put(KP, u64(candidate.data_id), candidate.digest)
             state.kept_bytes += size
-            kept += size
+            if verdict is Verdict.KEEP_BYTES:
+                kept += size
+            else:
+                quarantined += size
         else:
             _drop_bytes(t, candidate.data_id)
             stored += size
     state.swept += 1
     finish(t, state)
-    return SweepResult(tuple(removed), raw, stored, kept)
+    return SweepResult(tuple(removed), raw, stored, kept, quarantined)
 
 
 def _drop_bytes(t: WriteTransaction, data_id: int) -> None:
@@ -174,7 +190,15 @@ def _drop_bytes(t: WriteTransaction, data_id: int) -> None:
     t.put(PURGE, u64(data_id), b"")
 
 
-def _drop_kinds(t: WriteTransaction, digest: bytes) -> None:
+def _end_quarantine(t: WriteTransaction, candidate: Candidate) -> None:
+    """Its bytes are gone: it cannot be brought back any more. Unless it was put again since, and is not gone at all."""
+    was = gone(t, candidate.digest)
+    if was is not None and was.data_id == candidate.data_id:
+        t.put(GONE, candidate.digest, was._replace(data_id=0, until_s=0, names=()).pack())
+        t.delete(LN, candidate.digest)
+
+
+def _drop_kinds(t: WriteTransaction, digest: bytes) -> tuple[str, ...]:
     keys = []
     for key, _ in t.scan(KN, digest):
         if not key.startswith(digest):
@@ -182,6 +206,7 @@ def _drop_kinds(t: WriteTransaction, digest: bytes) -> None:
         keys.append(key)
     for key in keys:
         t.delete(KN, key)
+    return tuple(key[32:].decode() for key in keys)
 
 
 def gc_close(t: WriteTransaction, epoch: int, report: bytes) -> None:

@@ -15,6 +15,7 @@ from casstore.backend import (
     GcOpened,
     Gone,
     Judge,
+    Kept,
     NewArtifact,
     PutResult,
     Row,
@@ -39,7 +40,6 @@ from casstore.rows import (
     UUID_KEY,
     D,
     DaRow,
-    GoneRow,
     IxRow,
     from_u64,
     known_kinds,
@@ -139,17 +139,29 @@ class TableBackend:
         with self._tables.read() as t:
             return [Candidate(from_u64(key), digest, True) for key, digest in t.scan(KP)]
 
+    def kept_page(self, after: int, limit: int) -> list[Kept]:
+        with self._tables.read() as t:
+            rows = islice(t.scan(KP, u64(after + 1)), limit)
+            return [_kept(t, from_u64(key), digest) for key, digest in rows]
+
+    def buried(self, digest: bytes) -> Kept | None:
+        with self._tables.read() as t:
+            row = sweeps.gone(t, digest)
+            return _kept(t, row.data_id, digest) if row is not None and row.data_id else None
+
+    def digests(self, data_ids: Sequence[int]) -> list[bytes | None]:
+        with self._tables.read() as t:
+            found = (t.get(DA, u64(data_id)) for data_id in data_ids)
+            return [DaRow.unpack(data).digest if data is not None else None for data in found]
+
     def gone_count(self) -> int:
         with self._tables.read() as t:
             return t.count(GONE)
 
     def gone(self, digest: bytes) -> Gone | None:
         with self._tables.read() as t:
-            value = t.get(GONE, digest)
-        if value is None:
-            return None
-        row = GoneRow.unpack(value)
-        return Gone(row.when_s, row.gc, row.raw_len)
+            row = sweeps.gone(t, digest)
+        return Gone(row.when_s, row.gc, row.raw_len, row.until_s) if row is not None else None
 
     def prefix(self, first: bytes, last: bytes, limit: int) -> list[bytes]:
         with self._tables.read() as t:
@@ -302,6 +314,15 @@ def _row(t: ReadTransaction, digest: bytes, value: bytes | None) -> Row | None:
             named.append(key[32:].decode())
         kinds += tuple(named)
     return Row(digest, row.data_id, row.touched, row.touched_s, kinds, row.raw_len)
+
+
+def _kept(t: ReadTransaction, data_id: int, digest: bytes) -> Kept:
+    row = sweeps.gone(t, digest)
+    if row is None or row.data_id != data_id:
+        return Kept(data_id, digest)
+    kinds = known_kinds(row.kinds) + row.names
+    bases = tuple(base for base, _ in sweeps.walk(t, data_id)[1:])
+    return Kept(data_id, digest, row.until_s, row.gc, row.raw_len, kinds, sweeps.links(t, digest), bases)
 
 
 def _piece(t: ReadTransaction, record: DaRow, data_id: int, number: int, asked: bytes) -> bytes:

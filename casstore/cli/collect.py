@@ -1,4 +1,4 @@
-"""Commands that remove and bring back: gc, gc --history."""
+"""Commands that remove and bring back: gc, undelete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from casstore import GcRecord, GcRefused
+from casstore import AmbiguousPrefix, ArtifactId, Buried, GcRecord, GcRefused, Store
 from casstore.cli.options import Duration, Out, command, has_journal, open_journal, open_store, shown_size
 
 
@@ -24,12 +24,16 @@ def register(cli: click.Group) -> None:
         help="Keep what runs that ended later than this ago name; 0s keeps live runs only.",
     )
     @click.option("--grace", type=Duration(), default="1h", show_default=True, help="Keep what was touched since.")
+    @click.option(
+        "--quarantine", type=Duration(), default="0s", show_default=True,
+        help="Keep the bytes of what goes for so long: until then `casstore undelete` brings it back.",
+    )
     @click.option("--force", is_flag=True, help="Go on where nearly everything would go.")
     @click.option("--history", is_flag=True, help="Remove nothing; show past gcs, the newest first.")
     @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="With --history: so many.")
     def gc(
-        home: Path, out: Out, dry_run: bool, listed: bool, keep_completed: int, grace: int, force: bool,
-        history: bool, limit: int,
+        home: Path, out: Out, dry_run: bool, listed: bool, keep_completed: int, grace: int, quarantine: int,
+        force: bool, history: bool, limit: int,
     ) -> None:  # fmt: skip
         """Remove what no live run, pin, lease or recent put needs. Writers may go on meanwhile."""
         if history:
@@ -41,12 +45,14 @@ def register(cli: click.Group) -> None:
             if not has_journal(home):
                 raise GcRefused("missing_journal", f"{home} has a store but no journal, so nothing says what is live")
             with open_journal(home, store, read_only=dry_run) as jrn:
-                report = store.gc(jrn, dry_run=dry_run, keep_completed=keep_completed, grace=grace, force=force)
+                report = store.gc(
+                    jrn, dry_run=dry_run, keep_completed=keep_completed, grace=grace, quarantine=quarantine, force=force
+                )
             file_bytes = store.stats().file_bytes
         document: dict[str, Any] = {
             "gc": report.gc, "dry_run": dry_run, "removed": len(report.removed), "raw_bytes": report.raw_bytes,
             "stored_bytes": report.stored_bytes, "kept_bytes": report.kept_bytes, "live": report.live,
-            "rescued": report.rescued, "file_bytes": file_bytes,
+            "quarantined_bytes": report.quarantined_bytes, "rescued": report.rescued, "file_bytes": file_bytes,
         }  # fmt: skip
         if listed:
             document["ids"] = [str(name) for name, _ in report.removed]
@@ -58,6 +64,9 @@ def register(cli: click.Group) -> None:
                        f"the file stays at {shown_size(file_bytes)}")  # fmt: skip
             if report.kept_bytes:
                 click.echo(f"{shown_size(report.kept_bytes)} of theirs stay: living deltas are made of them")
+            if report.quarantined_bytes:
+                click.echo(f"{shown_size(report.quarantined_bytes)} of theirs stay in quarantine: "
+                           f"`casstore undelete --gc {report.gc}` brings them back")  # fmt: skip
             click.echo(f"{report.live} artifacts live")
             if listed:
                 for name, size in report.removed:
@@ -65,6 +74,48 @@ def register(cli: click.Group) -> None:
 
         out.document(document, text)
 
+
+    @command(cli, "undelete")
+    @click.argument("ids", metavar="[ID]...", nargs=-1)
+    @click.option("--gc", "gc", type=int, help="Everything that this gc removed.")
+    @click.option("--list", "listed", is_flag=True, help="Only show what can be brought back.")
+    def undelete(home: Path, out: Out, ids: tuple[str, ...], gc: int | None, listed: bool) -> None:
+        """Bring back artifacts that a gc with --quarantine removed, with all that they link to."""
+        with open_store(home, read_only=listed) as store:
+            if listed:
+                for found in store.buried():
+                    if gc is None or found.gc == gc:
+                        out.line({**asdict(found), "id": str(found.id)}, _shown_buried(found))
+                return
+            if not ids and gc is None:
+                raise click.UsageError("name artifacts, or a gc with --gc")
+            report = store.undelete([_buried_id(store, text) for text in ids], gc=gc)
+        document = {
+            "restored": [str(name) for name in report.restored], "known": [str(name) for name in report.known],
+            "raw_bytes": report.raw_bytes,
+        }  # fmt: skip
+
+        def text() -> None:
+            click.echo(f"restored {len(report.restored)} artifacts ({shown_size(report.raw_bytes)} of data)")
+            if report.known:
+                click.echo(f"{len(report.known)} were there")
+
+        out.document(document, text)
+
+
+def _buried_id(store: Store, text: str) -> ArtifactId:
+    """An id, or the only one in quarantine, or in the store, that begins like that."""
+    if len(text) == 64:
+        return ArtifactId.parse(text)
+    found = [row.id for row in store.buried() if str(row.id).startswith(text)] if len(text) >= 4 else []
+    if len(found) > 1:
+        raise AmbiguousPrefix(text, ", ".join(str(name)[:16] for name in found[:5]))
+    return found[0] if found else store.resolve(text)
+
+
+def _shown_buried(found: Buried) -> str:
+    until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.until_s))
+    return f"{found.id}  gc {found.gc}  until {until}  {found.size_bytes:>12}"
 
 
 def _shown(past: GcRecord) -> str:
