@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     hash: bytes
 
 
-def encode_frame(raw: bytes, offset: int) -> tuple[Entry, bytes]:
+def encode_frame(raw: bytes, offset: int = 0) -> tuple[Entry, bytes]:
     """A frame to be stored at `offset`, and its entry."""
     encoded = codec.encode_whole(raw)
     return Entry(offset, len(encoded.stored), encoded.codec, blake3(raw).digest(HASH_SIZE)), encoded.stored

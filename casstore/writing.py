@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO, Final, final
 
@@ -27,6 +28,7 @@ BATCH_BYTES: Final = 4 << 20
 BATCH_ITEMS: Final = 2000
 THREADS_FROM_BYTES: Final = 16 << 10  # of an item on average: below, handing it over costs more than it saves
 THREADS_MAX: Final = 4
+FRAMES_AHEAD: Final = 4
 HIT_VERIFY_BYTES: Final = 1 << 20
 DELTA_RAW_MAX: Final = 16 << 20
 DISK_RESERVE_BYTES: Final = 2 << 20  # what puts leave free, so that gc can always commit
@@ -234,11 +236,10 @@ class Writer:
         try:
             hasher, table, raw_len = blake3(), frames.FrameTable(), 0
             pieces = _PieceWriter(backend, upload, self._check_room)
-            for raw in raw_frames():
+            for raw, (entry, stored) in _encoded_ahead(raw_frames()):
                 hasher.update(raw)
                 raw_len += len(raw)
-                entry, stored = frames.encode_frame(raw, pieces.stored_len)
-                table.entries.append(entry)
+                table.entries.append(entry._replace(offset=pieces.stored_len))
                 pieces.write(stored)
                 if progress:
                     progress(len(raw))
@@ -291,6 +292,20 @@ class Writer:
         """Bytes of pages that gc freed inside of the file: they need no disk."""
         info = self._backend.info()
         return info["pages_free"] * info["page_bytes"]
+
+
+def _encoded_ahead(raw_frames: Iterator[bytes]) -> Iterator[tuple[bytes, tuple[frames.Entry, bytes]]]:
+    """Frames in order with their encodings, some of which other threads make while earlier ones are written."""
+    ahead: deque[tuple[bytes, Future[tuple[frames.Entry, bytes]]]] = deque()
+    with ThreadPoolExecutor(max_workers=min(THREADS_MAX, os.cpu_count() or 1)) as threads:
+        for raw in raw_frames:
+            ahead.append((raw, threads.submit(frames.encode_frame, raw)))
+            if len(ahead) > FRAMES_AHEAD:
+                first, encoded = ahead.popleft()
+                yield first, encoded.result()
+        while ahead:
+            first, encoded = ahead.popleft()
+            yield first, encoded.result()
 
 
 class _PieceWriter:
