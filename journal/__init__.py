@@ -33,6 +33,7 @@ from journal.errors import (
     InvalidField,
     InvalidOpId,
     InvalidPlan,
+    InvalidRunFile,
     InvalidRunId,
     InvalidStateId,
     InvalidStream,
@@ -67,6 +68,7 @@ from journal.log import open_journal as open
 from journal.reading import RunSummary
 from journal.recorder import Run
 from journal.resume import ResumePoint
+from journal.run_files import RunExport, RunImport
 
 __all__ = [
     "AmbiguousRun",
@@ -102,6 +104,7 @@ __all__ = [
     "InvalidField",
     "InvalidOpId",
     "InvalidPlan",
+    "InvalidRunFile",
     "InvalidRunId",
     "InvalidStateId",
     "InvalidStream",
@@ -121,6 +124,8 @@ __all__ = [
     "Run",
     "RunCompleted",
     "RunExists",
+    "RunExport",
+    "RunImport",
     "RunLive",
     "RunNotFound",
     "RunStarted",

@@ -141,6 +141,15 @@ class MissingArtifact(JournalError, casstore.errors.MissingArtifact):
     field: str
 
 
+class InvalidRunFile(JournalError, ValueError):
+    """A file that holds no run, or one that is not whole. Its artifacts may be in the store; no event was written."""
+
+    code = "invalid_run_file"
+    names = ("reason",)
+    template = "no file of a run: {reason}"
+    reason: str
+
+
 class InvalidPlan(JournalError, ValueError):
     """The plan is empty, names a state twice or holds an id that is none. Nothing was written."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import UUID
 
-from journal import forgetting
+from journal import forgetting, run_files
 from journal.ids import parse_run_id
+from journal.run_files import RunExport, RunImport
 
 if TYPE_CHECKING:
     from journal.backend import JournalBackend
@@ -29,3 +32,31 @@ class RunUpkeep:
         """
         self._check(write=True)
         return forgetting.forget(self._backend, parse_run_id(run_id))
+
+    def export(
+        self: Any, run_id: UUID | str, out: str | os.PathLike[str] | BinaryIO, *,
+        progress: Callable[[int], None] | None = None,
+    ) -> RunExport:  # fmt: skip
+        """Write a run into one CAR file: its events with their times, all artifacts that they name, and what those
+        link to. A path is replaced at the end and durable; a live run is written as far as it is now.
+
+        The events are put into the store for it, where the next gc takes them again.
+        Raises: RunNotFound, Collected (of a run that ended long ago), Corrupt, StoreFull, InvalidStream, OSError.
+        """
+        self._check(write=True)
+        return run_files.export_run(self, parse_run_id(run_id), out, progress)
+
+    def import_(
+        self: Any, src: str | os.PathLike[str] | BinaryIO, *, pin: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> RunImport:  # fmt: skip
+        """Take the run of such a file: its artifacts into the store, then, in one append, the events that are not
+        there yet. Durable on return; once more it changes nothing.
+
+        Events and their times are as in the file; run number, positions, chain head, claims and the tokens of
+        appends are this journal's. A run that ended before the retention keeps its artifacts only under a `pin`.
+        Raises: InvalidRunFile, InvalidCar, MissingArtifact, Conflict (the run has other events here), InvalidEvent
+        leaves (the file's stream is illegal), Claimed, StoreFull, OSError. After an error no event was written.
+        """
+        self._check(write=True)
+        return run_files.import_run(self, src, pin, progress)

@@ -131,7 +131,7 @@ def exit_code(error: Exception) -> int:
         return EXIT_DAMAGE
     if isinstance(error, (casstore.InvalidArgument, casstore.InvalidId, casstore.AmbiguousPrefix)):
         return EXIT_USAGE
-    if isinstance(error, (journal.InvalidEvent, journal.InvalidPlan)):
+    if isinstance(error, (journal.InvalidEvent, journal.InvalidPlan, journal.InvalidRunFile)):
         return EXIT_USAGE
     return EXIT_FAILURE
 
