@@ -14,8 +14,6 @@ from casstore import codec
 from casstore.backend import BlobBackend, Kept, NewArtifact
 from casstore.errors import Corrupt, InvalidArgument, MissingArtifact
 from casstore.frames import FRAME_SIZE
-from casstore.frames import FRAME_SIZE
-from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
 from casstore.leases import Lease
 from casstore.reading import FramedReader, Reader
@@ -87,7 +85,7 @@ def _plan(backend: BlobBackend, reader: Reader, digests: Sequence[bytes]) -> tup
     """
     found: dict[bytes, Kept] = {}
     known: list[bytes] = []
-    todo: list[tuple[bytes, bytes | None]] = [(digest, None) for digest in dict.fromkeys(digests)]
+    todo: list[tuple[bytes, bytes | None]] = [(digest, None) for digest in reversed(dict.fromkeys(digests))]
     seen = set(digests)
     while todo:
         digest, parent = todo.pop()
@@ -109,8 +107,8 @@ def _plan(backend: BlobBackend, reader: Reader, digests: Sequence[bytes]) -> tup
 def _restore(backend: BlobBackend, reader: Reader, writer: Writer, row: Kept, lease: str) -> None:
     kind = row.kinds[0] if row.kinds else "other"
     chain = backend.load_data(row.data_id)
-    if not chain:
-        raise Corrupt(ArtifactId(row.digest), "its bytes are gone")
+    if not chain or chain[0].digest != row.digest:
+        raise Corrupt(ArtifactId(row.digest), "the record of its bytes is missing or another's")
     if chain[0].codec == codec.Codec.FRAMES and not row.links:
         # Put as a stream, without links even if the bytes hold some, and put again the same way.
         framed = FramedReader(backend, chain[0], row.digest)
@@ -119,11 +117,7 @@ def _restore(backend: BlobBackend, reader: Reader, writer: Writer, row: Kept, le
         if put.digest != row.digest:
             raise Corrupt(ArtifactId(row.digest), "its bytes have another hash")
         return
-    data = b"".join(FramedReader(backend, chain[0], row.digest).frames(0, chain[0].raw_len)) if (
-        chain[0].codec == codec.Codec.FRAMES
-    ) else reader.data(row.data_id, row.digest)  # fmt: skip
-    if ArtifactId.of(data).digest != row.digest:
-        raise Corrupt(ArtifactId(row.digest), "its bytes have another hash")
+    data = reader.data(row.data_id, row.digest)
     # What it was a delta of is not needed any more, but makes it small again where it is there.
     bases = [digest for digest in backend.digests(row.bases) if digest is not None]
     hint = next((ArtifactId(base) for base in bases if backend.rows([base])[0] is not None), None)
