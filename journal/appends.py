@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 from uuid import UUID
@@ -53,8 +53,10 @@ class Append(Pending):
 
     __slots__ = ("answers", "named", "requests", "token")
 
-    def __init__(self, requests: list[RunAppend], token: bytes | None) -> None:
+    def __init__(self, requests: list[RunAppend], token: bytes | None, cursors: Mapping[str, int] | None) -> None:
         super().__init__(sum(len(request.events) for request in requests))
+        for name, position in (cursors or {}).items():
+            self.cursors[check_cursor(name)] = check_int("position", position, 0, 1 << 63)
         self.requests, self.token = requests, token
         self.named = [link for request in requests for event in request.events for link in links(event)]
         self.answers: list[RunWrite | AlreadyThere] = []
@@ -88,15 +90,19 @@ class Appender:
         self._backend, self._store, self._terms = backend, store, terms
         self._committer = Committer(self._commit_group)
 
-    def append(self, requests: Iterable[RunAppend], token: bytes | None) -> dict[UUID, Appended]:
+    def append(
+        self, requests: Iterable[RunAppend], token: bytes | None, cursors: Mapping[str, int] | None = None
+    ) -> dict[UUID, Appended]:
         """Durable on return."""
-        pending = Append(list(requests), check_token(token))
+        pending = Append(list(requests), check_token(token), cursors)
         self._committer.submit(pending)
         return self.answer(pending)
 
-    def append_later(self, request: RunAppend, token: bytes | None) -> PendingAppend:
+    def append_later(
+        self, request: RunAppend, token: bytes | None, cursors: Mapping[str, int] | None = None
+    ) -> PendingAppend:
         """Queued on return."""
-        pending = Append([request], check_token(token))
+        pending = Append([request], check_token(token), cursors)
         self._committer.submit(pending)
         self._committer.start_thread()
         return PendingAppend(self, pending)
@@ -203,6 +209,13 @@ def request_of(
         )  # fmt: skip
     plain = tuple(check_event(item) for item in given)
     return RunAppend(run_id=wanted, expected_seq=expected_seq, events=plain, epoch=epoch, claim=claim)
+
+
+def check_cursor(name: str) -> str:
+    """The name itself. Raises: InvalidArgument."""
+    if type(name) is not str or not 0 < len(name.encode(errors="replace")) <= 400:
+        raise InvalidArgument("name", "a cursor's name is text of 1 to 400 bytes")
+    return name
 
 
 def check_token(token: bytes | None) -> bytes | None:

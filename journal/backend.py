@@ -99,6 +99,7 @@ class Unit:
     writes: list[RunWrite] | None = None
     error: BaseException | None = None
     positions: list[int] = field(default_factory=list)
+    cursors: dict[str, int] = field(default_factory=dict)  # moved with the writes, where there are any
 
 
 class Look(Protocol):

@@ -18,7 +18,7 @@ from casstore.lmdb_tables import LmdbTables
 from casstore.processes import current_process, is_gone
 from journal import backups, inspection, reading, records
 from journal.admission import ClaimRequest, RunAppend, Terms, is_free
-from journal.appends import Appended, Appender, Claim, PendingAppend, request_of
+from journal.appends import Appended, Appender, Claim, PendingAppend, check_cursor, request_of
 from journal.backend import ClaimRow, JournalBackend
 from journal.context_codec import ContextCodec, PlainCodec
 from journal.envelopes import History, RunState
@@ -77,36 +77,39 @@ class Journal(RunOperations, RunUpkeep):
     def append(
         self, run_id: UUID | str, expected_seq: int, events: Iterable[Event | RecordedEvent], *,
         token: bytes | None = None, epoch: int | None = None, wait: Literal[True] = True,
-        claim: ClaimRequest | None = None,
+        claim: ClaimRequest | None = None, cursors: Mapping[str, int] | None = None,
     ) -> Appended: ...  # fmt: skip
 
     @overload
     def append(
         self, run_id: UUID | str, expected_seq: int, events: Iterable[Event | RecordedEvent], *,
         token: bytes | None = None, epoch: int | None = None, wait: Literal[False],
-        claim: ClaimRequest | None = None,
+        claim: ClaimRequest | None = None, cursors: Mapping[str, int] | None = None,
     ) -> PendingAppend: ...  # fmt: skip
 
     def append(
         self, run_id: UUID | str, expected_seq: int, events: Iterable[Event | RecordedEvent], *,
         token: bytes | None = None, epoch: int | None = None, wait: bool = True, claim: ClaimRequest | None = None,
+        cursors: Mapping[str, int] | None = None,
     ) -> Appended | PendingAppend:  # fmt: skip
         """Append to a run that holds `expected_seq` events (0: a new run); all or nothing, durable on return.
 
         `token` (16 bytes) names this append: after a lost answer it is repeated with the same one. `epoch` is that
-        of the caller's claim. With `wait=False` a handle comes back at once; its `result()` waits.
+        of the caller's claim. With `wait=False` a handle comes back at once; its `result()` waits. `cursors` are moved
+        in the same commit.
         Raises: Conflict, Claimed, Fenced, InvalidEvent leaves, EventTooLarge, MissingArtifact, StoreFull (nothing
         was written), OutcomeUnknown.
         """
         self._check(write=True)
         request = request_of(run_id, expected_seq, events, epoch, claim)
         if not wait:
-            return self._appender.append_later(request, token)
-        return self._appender.append([request], token)[request.run_id]
+            return self._appender.append_later(request, token, cursors)
+        return self._appender.append([request], token, cursors)[request.run_id]
 
     def append_many(
         self, batches: Mapping[UUID | str, tuple[int, Iterable[Event | RecordedEvent]]], *,
         token: bytes | None = None, epochs: Mapping[UUID | str, int] | None = None,
+        cursors: Mapping[str, int] | None = None,
     ) -> dict[UUID, Appended]:  # fmt: skip
         """Append to several runs, all or nothing: {run id: (expected_seq, events)}. Existing only if all are.
 
@@ -121,7 +124,7 @@ class Journal(RunOperations, RunUpkeep):
             if request.run_id in requests:
                 raise InvalidArgument("batches", f"run {request.run_id} stands there twice")
             requests[request.run_id] = request
-        return self._appender.append(requests.values(), token) if requests else {}
+        return self._appender.append(requests.values(), token, cursors) if requests else {}
 
     # -- read
 
@@ -296,12 +299,12 @@ class Journal(RunOperations, RunUpkeep):
         """The position kept under a name, 0 where there is none."""
         self._check()
         with self._backend.look() as look:
-            return look.cursor(_cursor_name(name)) or 0
+            return look.cursor(check_cursor(name)) or 0
 
     def move_cursor(self, name: str, position: int) -> None:
         """Keep a position under a name. Durable on return."""
         self._check(write=True)
-        self._backend.set_cursor(_cursor_name(name), check_int("position", position, 0, 1 << 63))
+        self._backend.set_cursor(check_cursor(name), check_int("position", position, 0, 1 << 63))
 
     # -- for gc: a RootSource
 
@@ -477,12 +480,6 @@ def _ttl_ms(ttl: float) -> int:
     if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 < ttl < 1 << 40:
         raise InvalidArgument("ttl", "a number of seconds above 0 is wanted")
     return max(int(ttl * 1000), 1)
-
-
-def _cursor_name(name: str) -> str:
-    if type(name) is not str or not 0 < len(name.encode(errors="replace")) <= 400:
-        raise InvalidArgument("name", "a cursor's name is text of 1 to 400 bytes")
-    return name
 
 
 def _take(items: Iterator[T], limit: int | None) -> Iterator[T]:

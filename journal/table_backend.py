@@ -243,6 +243,9 @@ class TableBackend:
                     unit.positions.append(position + 1)
                     _write_run(txn, write, position + 1)
                     position += len(write.records)
+                if unit.writes:
+                    for name, at in unit.cursors.items():
+                        txn.put(CUR, name.encode(), number(at))
             reach("append.written")
         reach("append.committed")
 

@@ -432,6 +432,11 @@ def the_feed_misses_nothing(factory: Factory) -> None:
         assert journal.cursor("mine") == 0
         journal.move_cursor("mine", 400)
         assert journal.cursor("mine") == 400 and journal.cursor("other") == 0
+        head = journal.head(RUN)
+        _raises(errors.Conflict, partial(journal.append, RUN, head + 1, [DomainEvent("x")], cursors={"mine": 500}))
+        assert journal.cursor("mine") == 400
+        journal.append(RUN, head, [DomainEvent("x")], cursors={"mine": 500, "other": 7})
+        assert (journal.cursor("mine"), journal.cursor("other")) == (500, 7)
 
 
 def nothing_is_waited_for(factory: Factory) -> None:
