@@ -41,13 +41,14 @@ def cli(home: Path | None, as_json: bool) -> None:
     """
 
 
-from casstore.cli import artifacts, care, collect, runs, space, transfer  # noqa: E402 - they add their commands
+from casstore.cli import artifacts, care, collect, runs, space, tools, transfer  # noqa: E402 - they add their commands
 
 artifacts.register(cli)
 runs.register(cli)
 care.register(cli)
 collect.register(cli)
 space.register(cli)
+tools.register(cli)
 transfer.register(cli)
 
 
