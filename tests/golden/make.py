@@ -42,7 +42,7 @@ def fill(home: Path) -> dict[str, Any]:
         names["zstd_delta"] = store.put(bytes(scattered), base=names["zstd"])
         value = {"links": [names["raw"], names["zstd"]], "f": -1.5, "i": -(1 << 64), "b": b"\0"}
         names["value"] = store.put_value(value)
-        store.pin("everything", store.put_value({name: found for name, found in names.items()}))
+        store.pin("everything", store.put_value(dict(names)))
         gone = store.put(b"soon gone")
         done = jrn.start_run("golden", manifest={"n": 1}, context={"n": 0}, plan=[A, B], run_id=UUID(int=1))
         with done.enter(A) as attempt:
