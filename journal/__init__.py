@@ -66,6 +66,7 @@ from journal.inspection import Finding
 from journal.log import Journal
 from journal.log import open_journal as open
 from journal.reading import RunSummary
+from journal.rebuilding import RebuildReport
 from journal.recorder import Run
 from journal.resume import ResumePoint
 from journal.run_files import RunExport, RunImport
@@ -119,6 +120,7 @@ __all__ = [
     "PendingAppend",
     "PlainCodec",
     "PydanticCodec",
+    "RebuildReport",
     "RecordedEvent",
     "ResumePoint",
     "Run",

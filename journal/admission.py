@@ -149,6 +149,7 @@ def _write(
     ts_ms = terms.now_ms
     if row is not None:
         number = row.number
+        ts_ms = terms.now_ms if request.events else row.updated_ms
     encoded: list[bytes] = []
     for place, event in enumerate(request.events):
         seq += 1
@@ -160,7 +161,7 @@ def _write(
         chain = records.chain(chain, data)
         context = context.after(seq, event)
         encoded.append(data)
-    after = _row(view, row, number=number, epoch=epoch, started_ms=started_ms, updated_ms=ts_ms, chain=chain,
+    after = row_of(view, row, number=number, epoch=epoch, started_ms=started_ms, updated_ms=ts_ms, chain=chain,
                  events=request.events)  # fmt: skip
     write = RunWrite(before=row, after=after, records=encoded, states=_states(view, row, look),
                      facts={key: fact.seq for key, fact in view.new_facts.items()})  # fmt: skip
@@ -210,10 +211,11 @@ def fact_of(look: Look, row: RunRow, seq: int) -> tuple[str, ArtifactId]:
     return event.payload["key"], event.payload["payload_id"]
 
 
-def _row(
+def row_of(
     view: RunView, before: RunRow | None, *, number: int, epoch: int, started_ms: int, updated_ms: int, chain: bytes,
     events: Sequence[Event],
 ) -> RunRow:  # fmt: skip
+    """The row after an append of these events, which the view has taken."""
     assert view.op_id is not None and view.manifest_id is not None and view.checkpoint_id is not None
     tail, tail_seq, tail_attempt, tail_state = Tail.CLEAR, 0, 0, ""
     if view.open_attempt is not None:

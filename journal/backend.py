@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 from uuid import UUID
 
 from casstore.ids import ArtifactId
 from journal.failures import RunStatus
+
+if TYPE_CHECKING:
+    from journal.rebuilding import RebuildReport
 
 __all__ = ["ClaimRow", "JournalBackend", "Look", "RunRow", "RunWrite", "StateRow", "Tail", "Unit"]
 
@@ -195,6 +198,9 @@ class JournalBackend(Protocol):
         Called again until it says so, in whatever process. Positions and run numbers are never given out again; a
         number that names nothing is gone already. Raises: RunLive.
         """
+
+    def rebuild(self, *, dry_run: bool, force: bool = False) -> RebuildReport:
+        """Compare what is kept of runs with their records and, unless `dry_run`, put it right, in one transaction."""
 
     def set_cursor(self, name: str, position: int) -> None:
         """Move a named cursor."""

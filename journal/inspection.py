@@ -27,9 +27,12 @@ def verify(
     backend: JournalBackend, store: Store, progress: Callable[[int, int], None] | None = None
 ) -> list[Finding]:
     """Every run is read, replayed and compared with its rows; what live runs name must be in the store."""
-    with backend.look() as look:
-        numbers = list(look.numbers())
-        newest = look.position()
+    try:
+        with backend.look() as look:
+            numbers = list(look.numbers())
+            newest = look.position()
+    except InvalidStream as error:  # a key that cannot be read hides the runs behind it
+        return [_finding(error)]
     findings: list[Finding] = []
     seen: dict[int, int] = {}
     for done, number in enumerate(numbers, 1):
@@ -50,6 +53,8 @@ def verify(
         if progress is not None:
             progress(done, len(numbers))
     findings += _check_feed(backend, newest, seen, bool(findings))
+    if not findings:
+        findings += _check_rows(backend)
     return findings
 
 
@@ -74,6 +79,15 @@ def _check_run(backend: JournalBackend, seen: RunRow, events: list[RecordedEvent
             again = look.numbered(seen.number)
         if again is not None and again.head == head:
             yield Finding("wrong_row", run_id, None, "the run's rows do not say what its events say")
+
+
+def _check_rows(backend: JournalBackend) -> Iterator[Finding]:
+    """Rows that no reader came by: those of lists, states, facts and ids, and rows of nothing."""
+    report = backend.rebuild(dry_run=True)
+    for problem in report.left:
+        yield Finding(problem.code, problem.run_id, None, problem.detail)
+    for table, what, number, run_id in report.changes:
+        yield Finding("wrong_row", run_id, None, f"a row of run number {number} in {table} is {what}")
 
 
 def _missing(store: Store, events: list[RecordedEvent]) -> Iterator[Finding]:

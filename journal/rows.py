@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Final
 from uuid import UUID
 
+from blake3 import blake3
+
 from casstore.ids import ArtifactId
 from journal.backend import ClaimRow, RunRow, StateRow, Tail
 from journal.errors import InvalidStream
@@ -53,6 +55,11 @@ def take_number(data: bytes, place: int) -> tuple[int, int]:
     if size > 8 or end > len(data) or (size and not data[place + 1]):
         raise ValueError("no number")
     return int.from_bytes(data[place + 1 : end], "big"), end
+
+
+def fact_key(key: str) -> bytes:
+    """BLAKE3-128 of a fact's key."""
+    return blake3(key.encode()).digest(16)
 
 
 def status_byte(status: RunStatus) -> bytes:

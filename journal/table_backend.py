@@ -8,14 +8,13 @@ from itertools import islice
 from typing import Final, final
 from uuid import UUID
 
-from blake3 import blake3
-
 from casstore.errors import StoreError
 from casstore.steps import reach
 from casstore.tables import ReadTransaction, Tables, WriteTransaction
 from journal.backend import ClaimRow, Look, RunRow, RunWrite, StateRow, Unit
 from journal.errors import InvalidStream, JournalError, RunLive
 from journal.failures import RunStatus
+from journal.rebuilding import RebuildReport, rebuild
 from journal.rows import (
     CL,
     CUR,
@@ -33,6 +32,7 @@ from journal.rows import (
     RS,
     RUN,
     ST,
+    fact_key,
     number,
     pack_claim,
     pack_run,
@@ -47,11 +47,6 @@ from journal.rows import (
 
 _SCAN_FROM: Final = 4
 _GREATEST: Final = b"\xff" * 9
-
-
-def fact_key(key: str) -> bytes:
-    """BLAKE3-128 of a fact's key."""
-    return blake3(key.encode()).digest(16)
 
 
 @final
@@ -191,7 +186,7 @@ class TableLook:
         start = b"" if before is None else number(before)
         for key, _ in self._txn.scan(table, start, reverse=True):
             if key != start:
-                yield take_number(key, 0)[0]
+                yield unpack_number(key)
 
     def under(self, table: bytes, prefix: bytes, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         for key, value in self._txn.scan(table, start or prefix):
@@ -269,6 +264,15 @@ class TableBackend:
             done = _remove(txn, number_, limit)
             reach("forget.written")
         return done
+
+    def rebuild(self, *, dry_run: bool, force: bool = False) -> RebuildReport:
+        if dry_run:
+            with self._tables.read() as txn:
+                return rebuild(txn, None, force=force)
+        with self._tables.write() as writing:
+            report = rebuild(writing, writing, force=force)
+            reach("rebuild.written")
+        return report
 
     def set_cursor(self, name: str, position: int) -> None:
         with self._tables.write() as txn:

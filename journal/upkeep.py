@@ -9,6 +9,7 @@ from uuid import UUID
 
 from journal import forgetting, run_files
 from journal.ids import parse_run_id
+from journal.rebuilding import RebuildReport
 from journal.run_files import RunExport, RunImport
 
 if TYPE_CHECKING:
@@ -32,6 +33,17 @@ class RunUpkeep:
         """
         self._check(write=True)
         return forgetting.forget(self._backend, parse_run_id(run_id))
+
+    def rebuild(self, *, dry_run: bool = False, force: bool = False) -> RebuildReport:
+        """Make the rows of all runs anew from their events and put right those that differ. One transaction:
+        writers wait, and a kill leaves all as it was. Durable on return.
+
+        Left alone, and told of in `left`, are runs whose records are not whole or do not decode, whose id is lost
+        with both rows that hold it, or, without `force`, whose row can be read and says that its records were others.
+        A run whose row was lost gets an epoch that fences its owners. Claims and cursors are not derived.
+        """
+        self._check(write=not dry_run)
+        return self._backend.rebuild(dry_run=dry_run, force=force)
 
     def export(
         self: Any, run_id: UUID | str, out: str | os.PathLike[str] | BinaryIO, *,

@@ -1,4 +1,4 @@
-"""Commands on runs: runs, log, show, resume-point, cancel, forget."""
+"""Commands on runs: runs, log, show, resume-point, cancel, forget, rebuild."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import journal
-from casstore.cli.options import Out, command, open_both, shown_size
+from casstore.cli.options import EXIT_DAMAGE, Out, command, open_both, shown_size
 from journal import Journal
 from journal.event_json import to_json
 
@@ -129,6 +129,38 @@ def register(cli: click.Group) -> None:
             run_id = _known(jrn, run)
             events = jrn.forget(run_id)
         out.document({"run_id": str(run_id), "events": events}, lambda: click.echo(f"forgot {run_id}: {events} events"))
+
+    @command(cli, "rebuild")
+    @click.option("--dry-run", is_flag=True, help="Only say what would change.")
+    @click.option("--force", is_flag=True, help="Trust the records also where a run's row says they were others.")
+    @click.pass_context
+    def rebuild(ctx: click.Context, home: Path, out: Out, dry_run: bool, force: bool) -> None:
+        """Make the journal's rows and indexes anew from its events."""
+        with open_both(home, read_only=dry_run) as (_, jrn):
+            report = jrn.rebuild(dry_run=dry_run, force=force)
+        document = {
+            "dry_run": dry_run, "runs": report.runs, "events": report.events,
+            "changes": [
+                {"table": table, "what": what, "run_number": number, "run_id": run_id and str(run_id)}
+                for table, what, number, run_id in report.changes
+            ],
+            "left": [
+                {"code": code, "run_number": number, "run_id": run_id and str(run_id), "detail": detail}
+                for code, number, run_id, detail in report.left
+            ],
+        }  # fmt: skip
+
+        def text() -> None:
+            for table, what, number, run_id in report.changes:
+                click.echo(f"{table}: {what}: run {run_id or f'number {number}'}")
+            for code, number, run_id, detail in report.left:
+                click.echo(f"left alone: run {run_id or f'number {number}'}: {code}: {detail}")
+            verb = "would change" if dry_run else "changed"
+            click.echo(f"{report.runs} runs, {report.events} events; {len(report.changes)} rows {verb}")
+
+        out.document(document, text)
+        if report.left or (dry_run and report.changes):
+            ctx.exit(EXIT_DAMAGE)
 
 
 def _known(jrn: Journal, text: str) -> Any:
