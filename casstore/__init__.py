@@ -37,6 +37,7 @@ from casstore.errors import (
 )
 from casstore.ids import ArtifactId
 from casstore.leases import Lease
+from casstore.opening import open_store as open
 from casstore.reports import (
     ArtifactInfo,
     Buried,
@@ -46,6 +47,7 @@ from casstore.reports import (
     GcRecord,
     GcReport,
     ImportReport,
+    RepairReport,
     StoreStats,
     UndeleteReport,
     VerifyReport,
@@ -53,7 +55,6 @@ from casstore.reports import (
 )
 from casstore.roots import Root, RootSource
 from casstore.store import Store
-from casstore.store import open_store as open
 from casstore.writing import PutItem
 
 __all__ = [
@@ -91,6 +92,7 @@ __all__ = [
     "PutItem",
     "Quarantined",
     "ReadOnly",
+    "RepairReport",
     "Root",
     "RootSource",
     "Store",

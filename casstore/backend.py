@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from casstore.audits import AuditPage, Share
 
 
 class Row(NamedTuple):
@@ -131,6 +134,15 @@ class Candidate(NamedTuple):
     kept: bool
 
 
+class Ages(NamedTuple):
+    """Visible artifacts: data_ids of those that were last touched up to a cut, digests of the others, and the digest
+    to go on from."""
+
+    old: Sequence[int]
+    young: Sequence[bytes]
+    last: bytes
+
+
 class Verdict(enum.Enum):
     """What to do with a candidate."""
 
@@ -214,6 +226,9 @@ class BlobBackend(Protocol):
     def page(self, after: bytes, limit: int) -> list[Row]:
         """Visible artifacts with a greater digest, ascending."""
 
+    def ages(self, after: bytes, limit: int, cut: int) -> Ages | None:
+        """Up to `limit` visible artifacts with a greater digest; None where there is none."""
+
     def kept(self) -> list[Candidate]:
         """Bytes of collected artifacts that were needed by a delta, or are in quarantine."""
 
@@ -236,6 +251,12 @@ class BlobBackend(Protocol):
         """(lease, expiry in unix seconds, digest)."""
 
     def counters(self) -> Counters: ...
+    def audit(self, area: str, start: bytes, share: Share, limit: int) -> AuditPage:
+        """Up to `limit` keys of one of `audits.AREAS` from `start` on, judged within one snapshot."""
+
+    def reorder(self, now_s: int) -> int:
+        """Give new data_ids to what links to younger artifacts, and to all that links to it; how many."""
+
     def info(self) -> dict[str, int]: ...
     def compact(self) -> tuple[int, int]:
         """Give unused space back while others read and write; bytes taken before and after. The caller keeps
@@ -267,13 +288,17 @@ class BlobBackend(Protocol):
         """Begin. `report` stands for this gc until it is closed with another."""
 
     def gc_recent(self, epoch: int) -> list[bytes]: ...
-    def gc_sweep(self, epoch: int, candidates: Sequence[Candidate], judge: Judge, now_s: int) -> SweepResult: ...
+    def gc_sweep(
+        self, epoch: int, candidates: Sequence[Candidate], judge: Judge, now_s: int, watch: Callable[[], None]
+    ) -> SweepResult:
+        """One batch. `watch` is called when the lock is taken, and again before the flush that ends it."""
+
     def gc_close(self, epoch: int, report: bytes) -> None: ...
     def gc_reports(self, limit: int | None) -> list[tuple[int, bytes]]:
         """(number, report) of the newest gcs, newest first."""
 
-    def purge(self, pieces_max: int) -> bool:
-        """Remove up to so many pieces that nothing reaches; whether more are left."""
+    def purge(self, pieces_max: int, watch: Callable[[], None] | None = None) -> int:
+        """Remove up to so many pieces that nothing reaches; how many, 0 when none is left. `watch` as in gc_sweep."""
 
     # -- life
     def sync(self) -> int:

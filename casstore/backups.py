@@ -77,7 +77,7 @@ class Draft:
         with self.opened(self._store, TABLES) as tables:
             with tables.write() as txn:
                 _settle(txn)
-            more = True
+            more = 1
             while more:
                 with tables.write() as txn:
                     more = sweeps.purge(txn, _PURGE_PIECES)

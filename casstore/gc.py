@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from heapq import merge
 from pathlib import Path
 from typing import Final, final
 
@@ -22,39 +23,41 @@ from casstore.backend import (
     GcOpened,
     Judge,
     Kept,
-    Row,
     SweepResult,
     SweepView,
     Verdict,
 )
 from casstore.errors import Busy, GcRefused, StoreError
 from casstore.ids import ArtifactId
-from casstore.marks import Marks
+from casstore.marks import IdSet, Marks
+from casstore.pace import Pace, Stopwatch
 from casstore.processes import is_gone
+from casstore.removals import Removals
 from casstore.reports import GcReport
 from casstore.roots import Root, RootSource
 from casstore.steps import reach
 
-BATCH_ROWS: Final = 256
+BATCH_ROWS: Final = 1 << 13  # at most, whatever the pace says
 PAGE_ROWS: Final = 5000
-PURGE_PIECES: Final = 2000
 UPLOAD_ABANDONED_S: Final = 7 * 86400
 
 
 @final
 @dataclass(slots=True)
 class _Done:
-    """What a collection did so far."""
+    """What a collection did so far. `condemned` counts the visible artifacts that it set out to remove."""
 
-    removed: list[tuple[ArtifactId, int]] = field(default_factory=list)
+    removed: Removals = field(default_factory=Removals)
+    condemned: int = 0
     raw: int = 0
     stored: int = 0
     kept: int = 0
     quarantined: int = 0
+    rescued: int = 0
     batches: int = 0
 
     def add(self, result: SweepResult) -> None:
-        self.removed += [(ArtifactId(digest), size) for digest, size in result.removed]
+        self.removed.add(result.removed)
         self.raw += result.raw_bytes
         self.stored += result.stored_bytes
         self.kept += result.kept_bytes
@@ -63,29 +66,53 @@ class _Done:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Where a gc stops: after so many seconds, after so many stored bytes removed, or when `stop` says so."""
+
+    time_s: float | None = None
+    bytes: int | None = None
+    stop: Callable[[], bool] | None = None
+
+
+class _Asked(Exception):
+    """Stop, before anything was removed."""
+
+
+@final
 class Collector:
     """One collection of one store. The numbers in comments are the steps of docs/GC.md, section 2, "Gc"."""
 
     def __init__(
         self, backend: BlobBackend, roots: RootSource, *, now_s: int, grace_s: int, keep_completed_s: int | None,
-        quarantine_s: int = 0, timer: Callable[[], float] = time.monotonic,
+        quarantine_s: int = 0, limits: Limits | None = None, pace: Pace | None = None,
     ) -> None:  # fmt: skip
         self._backend, self._roots = backend, roots
         self._now_s, self._grace_s, self._keep_completed_s = now_s, grace_s, keep_completed_s
-        self._timer, self._began = timer, timer()
         self._until_s = now_s + quarantine_s if quarantine_s > 0 else 0
+        self._limits, self._pace = limits or Limits(), pace or Pace()
+        self._began = self._pace.timer()
         self._marks = Marks()
+        self._kept = IdSet()  # candidates that were collected before, and whose bytes nothing needs any more
         self._buried = Marks()  # what artifacts in quarantine link to: it must not be lost before they are
         self._buried_until_s = 0
+        self._lost: dict[int, bytes] | None = None
         self._done = _Done()
         self._position = 0
+        self._commit = 0  # the store's newest commit after this gc's last one
 
     def preview(self) -> GcReport:
         """What a collection would remove now. Writes nothing."""
         opened = self._backend.gc_peek(self._now_s, self._grace_s)
-        with refusing("reading roots"):
-            candidates = self._mark(opened)
-        return self._preview(opened, candidates)
+        try:
+            with refusing("reading roots"):
+                condemned = self._mark(opened)
+            for start in range(0, len(condemned), PAGE_ROWS):
+                self._check_asked()
+                self._foresee(self._candidates(condemned[start : start + PAGE_ROWS]))
+        except _Asked:
+            return self._report(opened, dry_run=True, stopped="asked")
+        return self._report(opened, dry_run=True)
 
     def run(self, *, plausible: Callable[[int, int], None]) -> GcReport:
         """Collect. `plausible(condemned, total)` may refuse before anything is removed."""
@@ -93,18 +120,23 @@ class Collector:
         self._drop_dead_uploads()
         opened = self._backend.gc_open(self._now_s, self._grace_s, history.pack_opened(self._now_s))  # 1
         reach("gc.opened")
+        stopped = ""
         try:
-            with refusing("reading roots"):
-                candidates = self._mark(opened)  # 2, 3
-            reach("gc.marked")
-            plausible(sum(not row.kept for row in candidates), self._backend.counters().artifacts)
-            report = self._sweep(opened, candidates)  # 4
+            try:
+                with refusing("reading roots"):
+                    condemned = self._mark(opened)  # 2, 3
+                reach("gc.marked")
+                plausible(self._done.condemned, self._backend.counters().artifacts)
+                stopped = self._sweep(opened, condemned)  # 4
+            except _Asked:
+                stopped = "asked"
         except EpochLost as error:
             raise Busy("another gc opened; this one stopped") from error
         except BaseException:
-            self._close(self._report(opened, 0, dry_run=False), "failed")
+            self._close(self._report(opened), "failed")
             raise
-        self._close(report, "complete")  # 5
+        report = self._report(opened, stopped=stopped)
+        self._close(report, "stopped" if stopped else "complete")  # 5
         reach("gc.closed")
         return report
 
@@ -121,7 +153,8 @@ class Collector:
 
     # -- mark
 
-    def _mark(self, opened: GcOpened) -> list[Candidate]:
+    def _mark(self, opened: GcOpened) -> Sequence[int]:
+        self._commit = self._backend.counters().commit
         self._position = self._roots.position()  # before the runs are read (H19)
         reach("gc.position")
         after_ms = None if not self._keep_completed_s else (self._now_s - self._keep_completed_s) * 1000
@@ -135,6 +168,7 @@ class Collector:
                 # A run that retention brings back into view may name what an earlier gc took: no damage.
                 self._marks.reach([root.id.digest], self._backend.edges, _nothing)
             if len(batch) >= PAGE_ROWS:
+                self._check_asked()
                 self._marks.reach(batch, self._backend.edges, self._refuse_missing("an event of a live run"))
                 batch = []
         self._marks.reach(batch, self._backend.edges, self._refuse_missing("an event of a live run"))
@@ -143,25 +177,23 @@ class Collector:
         reach("gc.rooted")
         return self._scan(opened.cut)
 
-    def _scan(self, cut: int) -> list[Candidate]:
-        """Young rows are roots (H3); what neither they nor the others reach is a candidate, youngest first (H5)."""
-        old: list[Candidate] = []
-        young: list[bytes] = []
-        for row in _pages(self._backend):
-            if row.touched > cut:
-                young.append(row.digest)
-            else:
-                old.append(Candidate(row.data_id, row.digest, False))
-        self._marks.reach(young, self._backend.edges, self._refuse_missing("a young artifact"))
-        candidates = [row for row in old if row.data_id not in self._marks.visible]
-        candidates += self._scan_kept()
-        candidates.sort(key=lambda row: row.data_id, reverse=True)
-        return candidates
+    def _scan(self, cut: int) -> Sequence[int]:
+        """Young rows are roots (H3); what neither they nor the others reach is condemned, youngest first (H5)."""
+        old, after = IdSet(), b""
+        while (page := self._backend.ages(after, PAGE_ROWS, cut)) is not None:
+            self._check_asked()
+            old.update(page.old)
+            self._marks.reach(page.young, self._backend.edges, self._refuse_missing("a young artifact"))
+            after = page.last
+        self._scan_kept()
+        condemned = old.without(self._marks.visible)
+        self._done.condemned = len(condemned)
+        kept = self._kept.without(self._marks.bytes)
+        return array("Q", merge(condemned, kept, reverse=True)) if kept else condemned
 
-    def _scan_kept(self) -> list[Candidate]:
+    def _scan_kept(self) -> None:
         """Bytes that neither a delta nor the quarantine needs. What is in quarantine needs the bytes of its bases,
         and that what it links to does not go for good before it does."""
-        kept: list[Candidate] = []
         for page in _kept_pages(self._backend):
             links: list[bytes] = []
             for row in page:
@@ -170,9 +202,8 @@ class Collector:
                     self._buried_until_s = max(self._buried_until_s, row.until_s)
                     links += row.links
                 else:
-                    kept.append(Candidate(row.data_id, row.digest, True))
+                    self._kept.add(row.data_id)
             self._buried.reach(links, self._backend.edges, _nothing)
-        return [row for row in kept if row.data_id not in self._marks.bytes]
 
     def _refuse_missing(self, named_by: str) -> Callable[[bytes], None]:
         def refuse(digest: bytes) -> None:
@@ -182,32 +213,93 @@ class Collector:
 
     # -- sweep
 
-    def _sweep(self, opened: GcOpened, candidates: list[Candidate]) -> GcReport:
+    def _sweep(self, opened: GcOpened, condemned: Sequence[int]) -> str:
+        """Batch by batch, youngest first; what stopped it."""
         self._purge()  # what a killed gc or a dropped upload left
-        for start in range(0, len(candidates), BATCH_ROWS):
-            batch = candidates[start : start + BATCH_ROWS]
-            self._catch_up(opened.epoch)
+        at = 0
+        while at < len(condemned):
+            why = self._why_stop(first=at == 0)
+            if why:
+                return why
+            self._look_around(opened.epoch)
             reach("gc.before_batch")
-            with refusing("reading late events"), self._roots.exclusive():  # J before S, everywhere
-                reach("gc.locked")
-                self._position, late = self._roots.roots_after(self._position)
-                result = self._backend.gc_sweep(opened.epoch, batch, self._judge(batch, late), self._now_s)
+            batch = self._candidates(condemned[at : at + min(self._pace.rows, BATCH_ROWS)])
+            at += len(batch)
+            self._sweep_batch(opened.epoch, batch)
             reach("gc.after_batch")
-            self._done.add(result)
             self._purge()
-        rescued = sum(not row.kept for row in candidates) - len(self._done.removed)
-        return self._report(opened, rescued, dry_run=False)
+        return ""
+
+    def _look_around(self, epoch: int) -> None:
+        """Without locks: mark most of what happened since the last batch, and see whether others are at work."""
+        position, commit = self._position, self._backend.counters().commit
+        self._catch_up(epoch)
+        self._pace.busy = (position, self._commit) != (self._position, commit)
+        self._commit = commit
+
+    def _sweep_batch(self, epoch: int, batch: Sequence[Candidate]) -> None:
+        watch = Stopwatch(self._pace.timer)
+        with refusing("reading late events"), self._roots.exclusive():  # J before S, everywhere
+            since = self._pace.timer()
+            reach("gc.locked")
+            self._position, late = self._roots.roots_after(self._position)
+            result = self._backend.gc_sweep(epoch, batch, self._judge(batch, late), self._now_s, watch)
+        self._commit += 1
+        self._done.add(result)
+        self._done.rescued += sum(not row.kept for row in batch) - len(result.removed)
+        self._pace.swept(len(batch), watch, self._pace.timer() - since)
 
     def _purge(self) -> None:
         """Pieces go in small transactions of their own, without the journal's lock."""
-        while self._backend.purge(PURGE_PIECES):
+        while True:
+            watch, since = Stopwatch(self._pace.timer), self._pace.timer()
+            pieces = self._backend.purge(self._pace.pieces, watch)
+            if not pieces:
+                return
+            self._commit += 1
+            self._pace.purged(pieces, watch, self._pace.timer() - since)
             reach("gc.purged")
 
+    def _why_stop(self, *, first: bool) -> str:
+        if self._limits.stop is not None and self._limits.stop():
+            return "asked"
+        if first:
+            return ""  # one batch at least: a gc that always stops must end some day
+        if self._limits.bytes is not None and self._done.stored >= self._limits.bytes:
+            return "bytes"
+        if self._limits.time_s is not None and self._pace.timer() - self._began >= self._limits.time_s:
+            return "time"
+        return ""
+
+    def _check_asked(self) -> None:
+        if self._limits.stop is not None and self._limits.stop():
+            raise _Asked
+
     def _catch_up(self, epoch: int) -> None:
-        """Without locks: most of what happened since, so that little is left to mark under them."""
+        """What happened up to now is marked, so that little is left to mark under the locks."""
         self._position, late = self._roots.roots_after(self._position)
         digests = [root.id.digest for root in late] + self._backend.gc_recent(epoch)
         self._marks.reach(digests, self._backend.edges, _nothing)
+
+    def _candidates(self, data_ids: Sequence[int]) -> list[Candidate]:
+        """Whose they are stands with their bytes. A look decides nothing here: the sweep compares again."""
+        found: list[Candidate] = []
+        for data_id, known in zip(data_ids, self._backend.digests(data_ids), strict=True):
+            digest = known if known is not None else self._search_lost(data_id)
+            found.append(Candidate(data_id, digest, data_id in self._kept))
+        return found
+
+    def _search_lost(self, data_id: int) -> bytes:
+        """The digest of a row whose bytes' record is lost: a damaged artifact can be collected too."""
+        if self._lost is None:
+            self._lost = {row.data_id: row.digest for page in _kept_pages(self._backend) for row in page}
+            after = b""
+            while page := self._backend.page(after, PAGE_ROWS):
+                there = self._backend.digests([row.data_id for row in page])
+                pairs = zip(page, there, strict=True)
+                self._lost.update((row.data_id, row.digest) for row, found in pairs if found is None)
+                after = page[-1].digest
+        return self._lost.get(data_id, b"")
 
     def _judge(self, batch: Sequence[Candidate], late: Sequence[Root]) -> Judge:
         def judge(view: SweepView) -> list[Decision]:
@@ -231,43 +323,40 @@ class Collector:
             self._marks.keep_bytes(candidate.data_id, edges.bases if edges is not None else ())
         return Decision(verdict, until_s)
 
-    def _preview(self, opened: GcOpened, candidates: list[Candidate]) -> GcReport:
-        visible = [row for row in candidates if not row.kept]
-        done = self._done
-        for row in candidates:
-            _, size = self._backend.encoding(row.data_id)
-            decision = self._decide(row, lambda digest: self._backend.edges([digest])[0])
-            if decision.verdict is Verdict.KEEP_BYTES:
-                done.kept += size
-            elif decision.until_s:
-                done.quarantined += size
-            elif decision.verdict is Verdict.DELETE:
-                done.stored += size
-        for row, found in zip(visible, self._backend.rows([row.digest for row in visible]), strict=True):
-            if found is not None:
-                done.raw += found.raw_len
-                done.removed.append((ArtifactId(row.digest), found.raw_len))
-        return self._report(opened, 0, dry_run=True)
+    # -- report
 
-    def _report(self, opened: GcOpened, rescued: int, *, dry_run: bool) -> GcReport:
+    def _foresee(self, batch: Sequence[Candidate]) -> None:
+        """What a sweep of these would do, added to what is done."""
+        kept = stored = quarantined = raw = 0
+        removed: list[tuple[bytes, int]] = []
+        rows = self._backend.rows([candidate.digest for candidate in batch])
+        for candidate, row in zip(batch, rows, strict=True):
+            _, size = self._backend.encoding(candidate.data_id)
+            decision = self._decide(candidate, lambda digest: self._backend.edges([digest])[0])
+            if decision.verdict is Verdict.KEEP_BYTES:
+                kept += size
+            elif decision.until_s:
+                quarantined += size
+            elif decision.verdict is Verdict.DELETE:
+                stored += size
+            if not candidate.kept and row is not None and row.data_id == candidate.data_id:
+                raw += row.raw_len
+                removed.append((candidate.digest, row.raw_len))
+        self._done.add(SweepResult(tuple(removed), raw, stored, kept, quarantined))
+
+    def _report(self, opened: GcOpened, *, dry_run: bool = False, stopped: str = "") -> GcReport:
         done = self._done
         live = self._backend.counters().artifacts - (len(done.removed) if dry_run else 0)
         return GcReport(
-            gc=opened.epoch, dry_run=dry_run, removed=tuple(done.removed), raw_bytes=done.raw,
-            stored_bytes=done.stored, kept_bytes=done.kept, live=live, rescued=rescued, batches=done.batches,
-            duration_ms=round((self._timer() - self._began) * 1000), quarantined_bytes=done.quarantined,
+            gc=opened.epoch, dry_run=dry_run, removed=done.removed, raw_bytes=done.raw, stored_bytes=done.stored,
+            kept_bytes=done.kept, live=live, rescued=done.rescued, batches=0 if dry_run else done.batches,
+            duration_ms=round((self._pace.timer() - self._began) * 1000), quarantined_bytes=done.quarantined,
+            stopped=stopped,
         )  # fmt: skip
 
 
 def _nothing(_: bytes) -> None:
     """A digest that is not visible here is no damage: its event was refused, or its row went with an earlier gc."""
-
-
-def _pages(backend: BlobBackend) -> Iterator[Row]:
-    after = b""
-    while page := backend.page(after, PAGE_ROWS):
-        yield from page
-        after = page[-1].digest
 
 
 def _kept_pages(backend: BlobBackend) -> Iterator[list[Kept]]:
@@ -317,7 +406,7 @@ def refusing(what: str) -> Iterator[None]:
     """Whatever goes wrong while roots are read stops gc before it removes anything."""
     try:
         yield
-    except (StoreError, EpochLost, MemoryError):
+    except (StoreError, EpochLost, MemoryError, _Asked):
         raise
     except Exception as error:
         raise GcRefused("unreadable_roots", f"{what}: {type(error).__name__}: {error}") from error

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from casstore import audits
 from casstore.backend import BlobBackend, Row
 from casstore.codec import Codec
-from casstore.errors import Corrupt, NotFound, StoreError
+from casstore.errors import Corrupt, InvalidArgument, NotFound, StoreError
+from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
-from casstore.reading import Reader
+from casstore.reading import Reader, prove_frames
 from casstore.reports import Finding, StoreStats, VerifyReport, Why
 from casstore.roots import Root, RootSource
+from casstore.writing import links_of
 
 PAGE_ROWS: Final = 1000
+PAGE_ITEMS: Final = 250  # each with its links
 
 
 def pages(backend: BlobBackend) -> Iterator[Row]:
@@ -24,74 +29,134 @@ def pages(backend: BlobBackend) -> Iterator[Row]:
         after = page[-1].digest
 
 
-def verify(backend: BlobBackend, reader: Reader, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Read everything: hashes, lengths, links, bases, their order, pins, leases, kept bytes, counters."""
+def verify(
+    backend: BlobBackend, reader: Reader, *, subset: tuple[int, int] | None = None, after: str | None = None,
+    max_seconds: float | None = None, progress: Callable[[int, int], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> VerifyReport:  # fmt: skip
+    """Read and check everything, or a share of it; see `Store.verify`. Stops only between artifacts."""
+    share, area, at = _position(subset, after)
+    until = None if max_seconds is None else clock() + max_seconds
     findings: list[Finding] = []
-    before = backend.counters()
-    count = raw = 0
-    for row in pages(backend):
-        found = _verify_artifact(backend, reader, row)
-        findings += found
-        count += 1
-        raw += row.raw_len
-        if progress:
-            progress(count, before.artifacts)
-    findings += _verify_kept(backend, reader)
-    findings += _verify_roots(backend)
-    after = backend.counters()
-    if before.commit == after.commit and (count, raw) != (before.artifacts, before.raw_bytes):
-        detail = f"counters say {before.artifacts} artifacts, {before.raw_bytes} bytes; there are {count}, {raw}"
-        findings.append(Finding(code="wrong_counters", id=None, detail=detail))
+    total, count, raw = backend.counters().artifacts // share.n, 0, 0
+    todo = list(audits.AREAS)
+    del todo[: todo.index(area)]
+    while todo:
+        page = backend.audit(todo[0], at, share, PAGE_ITEMS)
+        following = page.next
+        for item in page.items:
+            found = _check(backend, reader, item, todo[0])
+            if found is None:
+                continue  # collected since the page was read
+            findings += found
+            if todo[0] == "artifacts":
+                count += 1
+                raw += item.raw_len
+                if progress:
+                    progress(count, max(count, total))
+            if item.codec is not None and until is not None and clock() >= until:
+                following = item.key + b"\0"
+                break
+        if following is None:
+            del todo[0]
+        at = following or b""
+        if todo and until is not None and clock() >= until:
+            return VerifyReport(
+                findings=tuple(findings), artifacts=count, raw_bytes=raw, complete=False,
+                next=f"{share} {todo[0]} {at.hex()}",
+            )  # fmt: skip
     return VerifyReport(findings=tuple(findings), artifacts=count, raw_bytes=raw)
 
 
-def _verify_artifact(backend: BlobBackend, reader: Reader, row: Row) -> list[Finding]:
-    name = ArtifactId(row.digest)
-    findings = []
+def _position(subset: tuple[int, int] | None, after: str | None) -> tuple[audits.Share, str, bytes]:
+    """Share, area and key to begin with. Raises: InvalidArgument."""
+    if subset is not None and not (
+        isinstance(subset, tuple) and [type(part) for part in subset] == [int, int] and 1 <= subset[0] <= subset[1]
+    ):
+        raise InvalidArgument("subset", "must be (k, n) with 1 <= k <= n")
+    share = audits.WHOLE if subset is None else audits.Share(*subset)
+    if after is None:
+        return share, next(iter(audits.AREAS)), b""
     try:
-        data = reader.get(row.digest)
-        if len(data) != row.raw_len:
-            detail = f"the index says {row.raw_len} bytes, there are {len(data)}"
-            findings.append(Finding(code="wrong_length", id=name, detail=detail))
-    except NotFound:
-        return []  # collected since the page was read
-    except Corrupt as error:
-        findings.append(Finding(code="corrupt", id=name, detail=error.detail))  # type: ignore[attr-defined]
-    except StoreError as error:
-        findings.append(Finding(code=error.code, id=name, detail=str(error)))
-    edges = backend.edges([row.digest])[0]
-    if edges is None:
-        return findings
-    for link, child in zip(edges.links, backend.rows(edges.links), strict=True):
-        if child is None:
-            detail = f"links to {link.hex()}, which is not in the store"
-            findings.append(Finding(code="missing_link", id=name, detail=detail))
-        elif child.data_id >= edges.data_id:
-            detail = f"links to {link.hex()}, which is younger"
-            findings.append(Finding(code="wrong_order", id=name, detail=detail))
-    return findings
+        shown, area, key = after.split(" ")
+        k, n = map(int, shown.split("/"))
+        begun = audits.Share(k, n)
+        start = bytes.fromhex(key)
+        if area not in audits.AREAS or not 1 <= k <= n:
+            raise ValueError
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidArgument("after", f"{after!r:.80} is no position of a verify") from error
+    if subset is not None and begun != share:
+        raise InvalidArgument("after", f"is a position in the subset {begun}, not in {share}")
+    return begun, area, start
 
 
-def _verify_kept(backend: BlobBackend, reader: Reader) -> list[Finding]:
-    findings = []
-    for row in backend.kept():
-        try:
-            reader.data(row.data_id, row.digest)
-        except Corrupt as error:
-            detail = f"bytes kept for deltas: {error.detail}"  # type: ignore[attr-defined]
-            findings.append(Finding(code="corrupt_base", id=ArtifactId(row.digest), detail=detail))
-    return findings
+def check(backend: BlobBackend, reader: Reader, name: ArtifactId) -> list[Finding]:
+    """What is wrong with one artifact; it is missing_root where it is not there."""
+    items = backend.audit("artifacts", name.digest, audits.WHOLE, 1).items
+    found = _check(backend, reader, items[0], "artifacts") if items and items[0].digest == name.digest else None
+    return [Finding(code="missing_root", id=name, detail="not in the store")] if found is None else found
 
 
-def _verify_roots(backend: BlobBackend) -> list[Finding]:
-    held = [(f"pin {name!r}", digest) for name, digest in backend.pins().items()]
-    held += [(f"lease {name}", digest) for name, _, digest in backend.leased()]
-    rows = backend.rows([digest for _, digest in held])
-    return [
-        Finding(code="missing_root", id=ArtifactId(digest), detail=f"held by {what}, not in the store")
-        for (what, digest), row in zip(held, rows, strict=True)
-        if row is None
+def _check(backend: BlobBackend, reader: Reader, item: audits.AuditItem, area: str) -> list[Finding] | None:
+    """What the audit found, and what reading the bytes finds; None where they were collected meanwhile."""
+    problems = [
+        Finding(code=code, id=ArtifactId(digest) if digest else None, detail=detail)
+        for code, digest, detail in item.problems
     ]
+    if item.codec is None:
+        return problems
+    name = ArtifactId(item.digest)
+    try:
+        links = _read(backend, reader, item, kept=area == "kept")
+    except NotFound:
+        return None
+    except StoreError as error:
+        if area == "kept":
+            if backend.encoding(item.data_id) == (0, 0):
+                return None
+            detail = f"bytes kept for deltas: {_detail(error)}"
+            return [*problems, Finding(code="corrupt_base", id=name, detail=detail)]
+        # What its record says is of no interest where its bytes cannot be read.
+        rest = [found for found in problems if found.code not in ("wrong_record", "wrong_length")]
+        return [Finding(code=error.code, id=name, detail=_detail(error)), *rest]
+    if links is not None and links != item.links:
+        problems.append(Finding(code="wrong_links", id=name, detail="its bytes link to other artifacts than its row"))
+    return problems
+
+
+def _detail(error: StoreError) -> str:
+    return str(error.detail) if isinstance(error, Corrupt) else str(error)  # type: ignore[attr-defined]
+
+
+def _read(backend: BlobBackend, reader: Reader, item: audits.AuditItem, *, kept: bool) -> tuple[bytes, ...] | None:
+    """Prove the bytes, large ones frame by frame. The links that the row has to have, None where that is open.
+
+    Raises: NotFound, Corrupt, DamagedStore.
+    """
+    if item.codec == Codec.FRAMES:
+        _prove_frames(backend, reader, item, kept=kept)
+        return None
+    data = reader.data(item.data_id, item.digest) if kept else reader.get(item.digest)
+    # A larger value may have been stored as a stream, without links.
+    return None if kept or (len(data) > FRAME_SIZE and not item.links) else links_of(data)
+
+
+def _prove_frames(backend: BlobBackend, reader: Reader, item: audits.AuditItem, *, kept: bool) -> None:
+    for last in (False, True):
+        chain = backend.load_data(item.data_id) if kept else backend.load(item.digest, lambda _: False)
+        if not chain:
+            raise reader.missing(item.digest)
+        if chain[0].codec != Codec.FRAMES:  # healed meanwhile
+            reader.get(item.digest)
+            return
+        try:
+            if prove_frames(backend, chain[0], item.digest):
+                return
+        except Corrupt:
+            if last:  # else it may have been healed between two frames: look again
+                raise
+    raise reader.missing(item.digest)
 
 
 def why(backend: BlobBackend, digest: bytes, roots: RootSource | None) -> Why:

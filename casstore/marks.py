@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
-from typing import final
+from typing import Final, final
 
 from casstore.backend import Candidate, Edges, Verdict
 
 EdgesOf = Callable[[Sequence[bytes]], Sequence[Edges | None]]
 
-_STEP = 500  # digests looked up at a time: one short read transaction each
+_STEP: Final = 500  # digests looked up at a time: one short read transaction each
+_SEEN_MAX: Final = 50_000  # digests remembered, so that children that many share are looked up once
 
 
 @final
@@ -29,6 +31,26 @@ class IdSet:
             self._bits.extend(bytes(max(place + 1 - len(self._bits), 4096)))
         self._bits[place] |= 1 << (number & 7)
 
+    def update(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self.add(number)
+
+    def without(self, other: IdSet) -> array[int]:
+        """What is here and not there, falling."""
+        size = len(self._bits)
+        left = int.from_bytes(self._bits, "little")
+        right = int.from_bytes(other._bits[:size], "little")
+        rest = (left & ~right).to_bytes(size, "little")
+        found = array("Q")
+        for place in range(size - 1, -1, -1):
+            byte = rest[place]
+            if byte:
+                found.extend(place << 3 | bit for bit in _FALLING[byte])
+        return found
+
+
+_FALLING: Final = tuple(tuple(bit for bit in range(7, -1, -1) if byte >> bit & 1) for byte in range(256))
+
 
 @final
 class Marks:
@@ -41,12 +63,11 @@ class Marks:
     def reach(self, digests: Iterable[bytes], edges_of: EdgesOf, missing: Callable[[bytes], None]) -> None:
         """Mark the closure. Edges of the listed ones are read even if marked, since a base may have changed
         (H15); `missing` is told of a digest that is not visible."""
-        todo = list(dict.fromkeys(digests))
-        while todo:
-            batch, todo = todo[:_STEP], todo[_STEP:]
-            found = edges_of(batch)
-            children: list[bytes] = []
-            for digest, edges in zip(batch, found, strict=True):
+        # Runs of digests, and where to go on in each: a value may link to a million.
+        todo = [(b"".join(dict.fromkeys(digests)), 0)]
+        seen: set[bytes] = set()
+        while batch := _take(todo):
+            for digest, edges in zip(batch, edges_of(batch), strict=True):
                 if edges is None:
                     missing(digest)
                     continue
@@ -55,14 +76,18 @@ class Marks:
                 if edges.data_id in self.visible:
                     continue
                 self.visible.add(edges.data_id)
-                children.extend(edges.links)
-            todo.extend(dict.fromkeys(children))
+                if edges.links:
+                    if len(seen) > _SEEN_MAX:
+                        seen.clear()
+                    fresh = [link for link in edges.links if link not in seen]
+                    seen.update(fresh[:_SEEN_MAX])
+                    if fresh:
+                        todo.append((b"".join(fresh), 0))
 
     def keep_bytes(self, data_id: int, bases: Iterable[int]) -> None:
         """The bytes under a data_id, and those that they are made from, stay."""
         self.bytes.add(data_id)
-        for base in bases:
-            self.bytes.add(base)
+        self.bytes.update(bases)
 
     def verdict(self, candidate: Candidate) -> Verdict:
         """What to do with a row that the mark, or a later look, did not reach."""
@@ -71,3 +96,15 @@ class Marks:
         if candidate.data_id in self.bytes:
             return Verdict.SPARE if candidate.kept else Verdict.KEEP_BYTES
         return Verdict.DELETE
+
+
+def _take(todo: list[tuple[bytes, int]]) -> list[bytes]:
+    """The next digests, taken off the list, the newest first: so it stays short."""
+    batch: list[bytes] = []
+    while todo and len(batch) < _STEP:
+        run, start = todo.pop()
+        stop = min(len(run), start + (_STEP - len(batch)) * 32)
+        batch += [run[at : at + 32] for at in range(start, stop, 32)]
+        if stop < len(run):
+            todo.append((run, stop))
+    return batch

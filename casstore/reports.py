@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from casstore.ids import ArtifactId
+from casstore.removals import Removals
 
 
 @final
@@ -37,11 +38,16 @@ class Finding:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What was looked at, and what was found; clean when `findings` is empty."""
+    """What was looked at, and what was found; clean when `findings` is empty.
+
+    Stopped at a limit, `complete` is False and `next` is where another verify goes on (`after`).
+    """
 
     findings: tuple[Finding, ...]
     artifacts: int
     raw_bytes: int
+    complete: bool = True
+    next: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -50,8 +56,18 @@ class VerifyReport:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RepairReport:
+    """What was fetched from another store: `repaired` verifies now; `failed` are (id, why) of what does not."""
+
+    repaired: tuple[ArtifactId, ...]
+    failed: tuple[tuple[ArtifactId, str], ...]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GcReport:
-    """One collection. `removed` lists (id, raw bytes) of what went, or would go in a dry run.
+    """One collection. `removed` lists (id, raw bytes) of what went, or would go in a dry run. `stopped` says what
+    ended it early: time, bytes or asked; empty where it is complete. The next gc begins again, with less to do.
 
     `stored_bytes` can be used again by the store; the file itself does not shrink. `kept_bytes` belong to removed
     artifacts that living deltas still need, `quarantined_bytes` to those that can be brought back. `rescued` counts
@@ -60,7 +76,7 @@ class GcReport:
 
     gc: int
     dry_run: bool
-    removed: tuple[tuple[ArtifactId, int], ...]
+    removed: Removals
     raw_bytes: int
     stored_bytes: int
     kept_bytes: int
@@ -69,6 +85,7 @@ class GcReport:
     batches: int
     duration_ms: int = 0
     quarantined_bytes: int = 0
+    stopped: str = ""
 
 
 @final

@@ -37,6 +37,7 @@ KINDS: Final = ("manifest", "context_snapshot", "fact_payload", "output", "value
 OTHER_KINDS: Final = 1 << 31
 
 _IX: Final = struct.Struct(">QQIIQ")
+_IX_HEAD: Final = struct.Struct(">QQ")
 _DA: Final = struct.Struct(">32sQQBQHQ")
 _GONE: Final = struct.Struct(">IQIQ")
 _BURIED: Final = struct.Struct(">QQ")
@@ -80,6 +81,14 @@ class IxRow(NamedTuple):
         if len(data) != _IX.size:
             raise DamagedStore("table ix1", f"a row of {len(data)} bytes instead of {_IX.size}")
         return cls(*_IX.unpack(data))
+
+
+def ix_head(data: bytes) -> tuple[int, int]:
+    """(data_id, touched) of an IxRow: what gc asks of each."""
+    if len(data) != _IX.size:
+        raise DamagedStore("table ix1", f"a row of {len(data)} bytes instead of {_IX.size}")
+    data_id, touched = _IX_HEAD.unpack_from(data)
+    return data_id, touched
 
 
 class DaRow(NamedTuple):

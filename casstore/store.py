@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -13,15 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, final
 
-from casstore import backups, history, inspection, transfer, values
+from casstore import backups, dictionaries, history, inspection, repairs, transfer, values
 from casstore import gc as collecting
 from casstore import undelete as undeleting
 from casstore.backend import BlobBackend
 from casstore.errors import (
-    AlreadyOpen,
     AmbiguousPrefix,
     ClosedHandle,
-    DamagedStore,
+    Corrupt,
     ForkedHandle,
     InvalidArgument,
     InvalidId,
@@ -29,8 +27,7 @@ from casstore.errors import (
     PinNotFound,
     ReadOnly,
 )
-from casstore.generations import GenerationTables
-from casstore.home import Home, open_home
+from casstore.home import Home
 from casstore.ids import ArtifactId
 from casstore.leases import Lease
 from casstore.reading import Reader
@@ -43,14 +40,13 @@ from casstore.reports import (
     GcRecord,
     GcReport,
     ImportReport,
+    RepairReport,
     StoreStats,
     UndeleteReport,
     VerifyReport,
     Why,
 )
 from casstore.roots import RootSource
-from casstore.rows import TABLES
-from casstore.table_backend import TableBackend
 from casstore.writing import PutItem, Writer, check_kind
 
 GRACE_S: Final = 3600
@@ -292,11 +288,16 @@ class Store:
 
     def gc(
         self, roots: RootSource, *, dry_run: bool = False, keep_completed: Duration = KEEP_COMPLETED_S,
-        grace: Duration = GRACE_S, quarantine: Duration = 0, force: bool = False,
+        grace: Duration = GRACE_S, quarantine: Duration = 0, max_time: Duration | None = None,
+        max_bytes: int | None = None, stop: Callable[[], bool] | None = None, force: bool = False,
     ) -> GcReport:  # fmt: skip
         """Remove what nothing needs: not a live run of `roots` (or one completed less than `keep_completed` ago),
         no pin, no unexpired lease, and not touched within `grace`. What is removed can be brought back with
         `undelete` for the time of `quarantine`, and takes its space until then. Durations in seconds or timedelta.
+
+        It stops between two batches once `max_time` has passed, `max_bytes` stored bytes or more are removed, or
+        `stop()` says so (that also while it marks); the report's `stopped` tells. At least one batch is made, so that
+        a gc that always stops ends some day.
 
         Safe beside writers and killed at any point. Raises: GcRefused (nothing removed), Busy, StoreFull.
         """
@@ -306,6 +307,9 @@ class Store:
             self._backend, source, now_s=self._now(), grace_s=_seconds(grace, "grace"),
             keep_completed_s=_seconds(keep_completed, "keep_completed"),
             quarantine_s=_seconds(quarantine, "quarantine"),
+            limits=collecting.Limits(
+                None if max_time is None else _seconds(max_time, "max_time"), _bytes(max_bytes, "max_bytes"), stop
+            ),
         )  # fmt: skip
         if dry_run:
             return collector.preview()
@@ -341,6 +345,29 @@ class Store:
             raise InvalidArgument("limit", "must be a number from 0, or None")
         return [history.unpack(number, data) for number, data in self._backend.gc_reports(limit)]
 
+    def train(self, kind: str) -> ArtifactId | None:
+        """Train a dictionary on the small artifacts of a kind that are here; later puts of that kind use it.
+
+        It is an artifact, pinned as `dictionary/KIND`; unpin it to stop using it. None where there are too few, or
+        it would not help. Raises: StoreFull.
+        """
+        self._check(write=True)
+        check_kind(kind)
+        samples: list[bytes] = []
+        for row in inspection.pages(self._backend):
+            if kind in row.kinds and dictionaries.SAMPLE_MIN <= row.raw_len <= dictionaries.SMALL_MAX:
+                with suppress(NotFound, Corrupt):
+                    samples.append(self._reader.get(row.digest))
+            if len(samples) >= dictionaries.SAMPLES_MAX:
+                break
+        trained = dictionaries.train(samples)
+        if trained is None:
+            return None
+        name = self.put(trained, kind=dictionaries.KIND)
+        self.pin(dictionaries.PIN + kind, name)
+        self._writer.look_again()
+        return name
+
     def compact(self) -> CompactReport:
         """Give the space that gc freed back to the file system, while readers and writers of all processes go on.
 
@@ -366,11 +393,34 @@ class Store:
         self._check()
         return inspection.why(self._backend, _id(id).digest, roots)
 
-    def verify(self, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-        """Read and check everything. Damage is reported as findings, not raised."""
+    def verify(
+        self, *, subset: tuple[int, int] | None = None, after: str | None = None, max_seconds: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> VerifyReport:  # fmt: skip
+        """Read and check everything: bytes, links, deltas, rows, counters. Damage is reported as findings, not raised.
+
+        Beside writers and gc, in memory that does not grow with the store. `subset=(k, n)` checks the k-th of n parts,
+        the same at each call. `max_seconds` stops after the artifact at hand; the report's `next` given as `after`
+        goes on there, in the same part. Raises: InvalidArgument.
+        """
         self._check()
         reader = Reader(self._backend, RecentBytes())  # remembers nothing but what this very check reads
-        return inspection.verify(self._backend, reader, progress)
+        return inspection.verify(
+            self._backend, reader, subset=subset, after=after, max_seconds=max_seconds, progress=progress
+        )
+
+    def repair(self, other: Store, ids: Iterable[ArtifactId]) -> RepairReport:
+        """Get artifacts that are damaged or missing here from another store, verified, with what they link to where
+        that is missing too. Durable on return; gc and compact are kept out. Raises: Busy, StoreFull."""
+        self._check(write=True)
+        reader = Reader(self._backend, RecentBytes())
+        with collecting.collector_lock(self.home):
+            report = repairs.repair(
+                self, other, map(_id, ids), reorder=lambda: self._backend.reorder(self._now()),
+                check=lambda name: inspection.check(self._backend, reader, name),
+            )  # fmt: skip
+        self._backend.sync()
+        return report
 
     def stats(self) -> StoreStats:
         """Sizes and counts."""
@@ -410,56 +460,6 @@ class Store:
             raise ReadOnly(self._name)
 
 
-_handles_lock = threading.Lock()
-_handles: dict[Path, list[tuple[bool, int | None]]] = {}  # homes open in this process: their users' options
-
-
-def open_store(
-    home: str | os.PathLike[str], *, create: bool = True, read_only: bool = False, quota: int | None = None,
-    clock: Callable[[], float] = time.time,
-) -> Store:  # fmt: skip
-    """Open the store at `home`, or make one there. `quota` bounds stored bytes.
-
-    Opened again in one process the handles share the environment; other options than the first raise AlreadyOpen.
-    Raises: NotAStore, InvalidHome, UnsupportedFormat, UnsupportedFilesystem, DamagedStore, AlreadyOpen.
-    """
-    if quota is not None and (type(quota) is not int or quota < 0):
-        raise InvalidArgument("quota", "must be a number of bytes")
-    opened = open_home(home, create=create, read_only=read_only)
-    key = Path(os.path.realpath(opened.path))
-    with _handles_lock:
-        users = _handles.setdefault(key, [])
-        if users and users[0] != (read_only, quota):
-            raise AlreadyOpen(str(opened.path), "with another quota or mode")
-        fresh = opened.created or not any(opened.path.glob("store/*/data.mdb"))
-        tables = GenerationTables(opened.path, TABLES, create=not read_only and fresh, read_only=read_only)
-        try:
-            backend = TableBackend(tables, read_only=read_only)
-            if backend.bind(opened.uuid) != opened.uuid:
-                raise DamagedStore(str(opened.path), "FORMAT and the data file name different stores")
-        except BaseException:
-            tables.close()
-            raise
-        users.append((read_only, quota))
-
-    def on_close() -> None:
-        with _handles_lock:
-            with suppress(ValueError):
-                users.remove((read_only, quota))
-            tables.close()
-
-    return Store(backend, opened, read_only=read_only, quota=quota, clock=clock, on_close=on_close)
-
-
-def _forget_handles() -> None:
-    global _handles_lock
-    _handles_lock = threading.Lock()
-    _handles.clear()
-
-
-os.register_at_fork(after_in_child=_forget_handles)
-
-
 def _plain(data: object) -> bytes:
     if type(data) is bytes:
         return data
@@ -493,6 +493,12 @@ def _item(item: bytes | tuple[bytes, str] | PutItem) -> PutItem:
         data, kind = item
         return PutItem(data=_plain(data), kind=check_kind(kind))
     return PutItem(data=_plain(item))
+
+
+def _bytes(size: int | None, name: str) -> int | None:
+    if size is not None and (type(size) is not int or size < 0):
+        raise InvalidArgument(name, "must be a number of bytes")
+    return size
 
 
 def _seconds(duration: Duration, name: str) -> int:

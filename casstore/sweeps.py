@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from itertools import islice
 
-from casstore.backend import Candidate, Edges, EpochLost, GcOpened, Judge, SweepResult, Verdict
+from casstore.backend import Ages, Candidate, Edges, EpochLost, GcOpened, Judge, SweepResult, Verdict
 from casstore.puts import begin, drop_lease, find, finish, load_state
 from casstore.rows import (
     DA,
@@ -26,6 +28,7 @@ from casstore.rows import (
     GoneRow,
     State,
     from_u64,
+    ix_head,
     u64,
 )
 from casstore.tables import ReadTransaction, WriteTransaction
@@ -119,6 +122,18 @@ def walk(t: ReadTransaction, data_id: int) -> list[tuple[int, DaRow]]:
         found.append((at, row))
         at = row.base if row.base < at else 0
     return found
+
+
+def ages(t: ReadTransaction, after: bytes, limit: int, cut: int) -> Ages | None:
+    """See BlobBackend.ages."""
+    old, young, digest = array("Q"), [], b""
+    for digest, value in islice(t.scan(IX, after + b"\0" if after else b""), limit):
+        data_id, touched = ix_head(value)
+        if touched > cut:
+            young.append(digest)
+        else:
+            old.append(data_id)
+    return Ages(old, young, digest) if digest else None
 
 
 class _View:
@@ -219,23 +234,28 @@ def gc_close(t: WriteTransaction, epoch: int, report: bytes) -> None:
     finish(t, state)
 
 
-def purge(t: WriteTransaction, pieces_max: int) -> bool:
-    """Remove up to `pieces_max` pieces that no row reaches. Whether there may be more."""
+def purge(t: WriteTransaction, pieces_max: int) -> int:
+    """Remove up to `pieces_max` pieces that no row reaches; how many, where an artifact without any counts as one."""
     state, left = begin(t), pieces_max
-    for key, _ in list(t.scan(PURGE)):
+    for key, _ in list(islice(t.scan(PURGE), pieces_max)):
         pieces: list[bytes] = []
+        whole = True
         for piece, _ in t.scan(D, key):
-            if piece[:8] != key or len(pieces) >= left:
+            if piece[:8] != key:
+                break
+            if len(pieces) >= left:
+                whole = False
                 break
             pieces.append(piece)
         for piece in pieces:
             t.delete(D, piece)
-        left -= len(pieces)
+        left -= max(len(pieces), 1)
+        if whole:
+            t.delete(PURGE, key)
         if left <= 0:
             break
-        t.delete(PURGE, key)
     finish(t, state)
-    return left <= 0
+    return pieces_max - left
 
 
 def has_purge(t: ReadTransaction) -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import final
 
-from casstore import puts, sweeps
+from casstore import audits, puts, repairs, sweeps
 from casstore.backend import (
+    Ages,
     Candidate,
     Counters,
     Edges,
@@ -135,6 +136,10 @@ class TableBackend:
                     break
             return found
 
+    def ages(self, after: bytes, limit: int, cut: int) -> Ages | None:
+        with self._tables.read() as t:
+            return sweeps.ages(t, after, limit, cut)
+
     def kept(self) -> list[Candidate]:
         with self._tables.read() as t:
             return [Candidate(from_u64(key), digest, True) for key, digest in t.scan(KP)]
@@ -188,6 +193,14 @@ class TableBackend:
         return Counters(
             s.commit, s.artifacts, s.raw_bytes, s.stored_bytes, s.kept_bytes, s.epoch, bool(s.gc_open), s.cut, s.swept
         )
+
+    def audit(self, area: str, start: bytes, share: audits.Share, limit: int) -> audits.AuditPage:
+        with self._tables.read() as t:
+            return audits.audit(t, area, start, share, limit)
+
+    def reorder(self, now_s: int) -> int:
+        with self._tables.write() as t:
+            return repairs.reorder(t, now_s)
 
     def compact(self) -> tuple[int, int]:
         return self._tables.compact()
@@ -259,9 +272,14 @@ class TableBackend:
             sweeps.require_epoch(puts.load_state(t), epoch)
             return sweeps.recent(t)
 
-    def gc_sweep(self, epoch: int, candidates: Sequence[Candidate], judge: Judge, now_s: int) -> SweepResult:
+    def gc_sweep(
+        self, epoch: int, candidates: Sequence[Candidate], judge: Judge, now_s: int, watch: Callable[[], None]
+    ) -> SweepResult:
         with self._tables.write() as t:
-            return sweeps.gc_sweep(t, epoch, candidates, judge, now_s)
+            watch()
+            result = sweeps.gc_sweep(t, epoch, candidates, judge, now_s)
+            watch()
+            return result
 
     def gc_close(self, epoch: int, report: bytes) -> None:
         with self._tables.write() as t:
@@ -271,12 +289,17 @@ class TableBackend:
         with self._tables.read() as t:
             return [(from_u64(key), value) for key, value in islice(t.scan(GCS, reverse=True), limit)]
 
-    def purge(self, pieces_max: int) -> bool:
+    def purge(self, pieces_max: int, watch: Callable[[], None] | None = None) -> int:
         with self._tables.read() as t:
             if not sweeps.has_purge(t):
-                return False
+                return 0
         with self._tables.write() as w:
-            return sweeps.purge(w, pieces_max)
+            if watch is not None:
+                watch()
+            count = sweeps.purge(w, pieces_max)
+            if watch is not None:
+                watch()
+            return count
 
     # -- life
 

@@ -13,9 +13,9 @@ from typing import BinaryIO, Final, final
 
 from blake3 import blake3
 
-from casstore import codec, frames, values
+from casstore import codec, dictionaries, frames, values
 from casstore.backend import BlobBackend, EncodeAgain, NewArtifact, Outcome, Row, UploadLost
-from casstore.errors import Corrupt, InvalidArgument, InvalidValue, StoreError, StoreFull
+from casstore.errors import Corrupt, InvalidArgument, InvalidValue, NotFound, StoreError, StoreFull
 from casstore.ids import ArtifactId
 from casstore.processes import current_process
 from casstore.reading import Reader
@@ -26,6 +26,7 @@ from casstore.steps import reach
 CHAIN_MAX: Final = (1 << 10) - 1  # five digits of base 4: read through at most 15 deltas
 BATCH_BYTES: Final = 4 << 20
 BATCH_ITEMS: Final = 2000
+LOOK_EVERY_PUTS: Final = 1000
 THREADS_FROM_BYTES: Final = 16 << 10  # of an item on average: below, handing it over costs more than it saves
 THREADS_MAX: Final = 4
 FRAMES_AHEAD: Final = 4
@@ -65,6 +66,8 @@ class Writer:
     ) -> None:  # fmt: skip
         self._backend, self._reader, self._recent, self._clock = backend, reader, recent, clock
         self._quota, self._path = quota, path
+        self._dictionaries: dict[str, bytes] = {}
+        self._until_look = 0
 
     def put(
         self, item: PutItem, *, lease: str | None = None, durable: bool = True, verify: bool = False,
@@ -135,7 +138,46 @@ class Writer:
             return NewArtifact(digest, item.kind, len(item.data), links, 0, None, 0)
         if row is not None:
             return _whole(item, digest, links)._replace(heal=True)
-        return self._delta(item, digest, links) or _whole(item, digest, links)
+        return self._delta(item, digest, links) or self._small(item, digest, links) or _whole(item, digest, links)
+
+    def _small(self, item: PutItem, digest: bytes, links: tuple[bytes, ...]) -> NewArtifact | None:
+        """With its kind's dictionary as base, where there is one and it helps."""
+        if len(item.data) > dictionaries.SMALL_MAX or item.kind == dictionaries.KIND:
+            return None
+        found = self._dictionary(item.kind)
+        if found is None:
+            return None
+        encoded = codec.encode_with(item.data, found[1])
+        base = found[0] if encoded.codec == codec.Codec.ZSTD_DICTIONARY else None
+        size, stored = len(item.data), encoded.stored
+        return NewArtifact(digest, item.kind, size, links, encoded.codec, stored, len(stored), base=base)
+
+    def _dictionary(self, kind: str) -> tuple[bytes, bytes] | None:
+        """(digest, bytes) of the kind's dictionary. Looked for now and then: an old one is as right as a new one."""
+        if self._until_look <= 0:
+            self._until_look = LOOK_EVERY_PUTS
+            pins = self._backend.pins()
+            self._dictionaries = {
+                name.removeprefix(dictionaries.PIN): digest
+                for name, digest in pins.items() if name.startswith(dictionaries.PIN)
+            }  # fmt: skip
+        self._until_look -= 1
+        digest = self._dictionaries.get(kind)
+        if digest is None:
+            return None
+        data = self._recent.get(digest)
+        if data is None:
+            try:
+                data = self._reader.get(digest)
+            except (Corrupt, NotFound):
+                del self._dictionaries[kind]
+                return None
+            self._recent.add(digest, data)
+        return digest, data
+
+    def look_again(self) -> None:
+        """A dictionary was trained: use it with the next put."""
+        self._until_look = 0
 
     def _delta(self, item: PutItem, digest: bytes, links: tuple[bytes, ...]) -> NewArtifact | None:
         found = self._base(item)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.progress import Progress
@@ -12,6 +14,8 @@ import casstore
 import journal
 from casstore.cli.options import (
     EXIT_DAMAGE,
+    EXIT_STOPPED,
+    Duration,
     Out,
     command,
     has_journal,
@@ -21,6 +25,7 @@ from casstore.cli.options import (
     shown_size,
     talk,
 )
+from casstore.cli.verifying import Places, Subset, mend
 
 
 def register(cli: click.Group) -> None:
@@ -36,37 +41,72 @@ def register(cli: click.Group) -> None:
         out.document(document, lambda: click.echo(f"{word}: {document['home']} (uuid {document['uuid']})"))
 
     @command(cli, "verify")
+    @click.option("--subset", type=Subset(), help="Check only part K of N, such as 1/7; N runs check everything.")
+    @click.option("--max-time", type=Duration(), help="Stop after this long, such as 10m; exit code 4.")
+    @click.option("--resume", is_flag=True, help="Go on where the last verify (of this subset) stopped.")
+    @click.option(
+        "--repair-from", type=click.Path(path_type=Path),
+        help="Get what is damaged or missing from another home, such as a backup.",
+    )
     @click.pass_context
-    def verify(ctx: click.Context, home: Path, out: Out) -> None:
-        """Read and check everything: hashes, links, deltas, streams. Exit code 3 when damage is found."""
-        findings = []
-        with open_store(home, read_only=True) as store:
+    def verify(
+        ctx: click.Context, home: Path, out: Out, subset: tuple[int, int] | None, max_time: int | None, resume: bool,
+        repair_from: Path | None,
+    ) -> None:  # fmt: skip
+        """Read and check everything: hashes, links, deltas, rows, streams. Exit code 3 when damage is found (and was
+        not repaired), else 4 when it stopped at the limit."""
+        place = Places(home, subset)
+        with open_store(home, read_only=repair_from is None) as store:
             with Progress(console=talk, transient=True, disable=not talk.is_terminal) as progress:
                 bar = progress.add_task("verify", total=None)
                 report = store.verify(
-                    progress=lambda done, total: progress.update(bar, completed=done, total=total)
+                    subset=subset, after=place.read() if resume else None, max_seconds=max_time,
+                    progress=lambda done, total: progress.update(bar, completed=done, total=total),
                 )  # fmt: skip
-            findings += [
-                {"code": found.code, "id": str(found.id) if found.id else None, "detail": found.detail}
-                for found in report.findings
-            ]
-            if has_journal(home):
-                with open_journal(home, store, read_only=True) as jrn:
-                    findings += [
-                        {"code": found.code, "id": None, "run_id": str(found.run_id), "detail": str(found.detail)}
-                        for found in jrn.verify()
-                    ]
-        document = {"artifacts": report.artifacts, "raw_bytes": report.raw_bytes, "findings": findings}
+            # What cannot be divided belongs to the last part, the journal as well.
+            with_journal = report.complete and has_journal(home) and (subset is None or subset[0] == subset[1])
+            with ExitStack() as stack:
+                jrn = None
+                if with_journal:
+                    jrn = stack.enter_context(open_journal(home, store, read_only=store.read_only))
+                repair = None if repair_from is None else mend(store, jrn, report.findings, repair_from)
+                runs = [] if jrn is None else jrn.verify()
+        kept = place.keep(report.next)
+        repaired = set(repair.repaired) if repair else set()
+        findings: list[dict[str, Any]] = [
+            {"code": found.code, "id": str(found.id) if found.id else None, "detail": found.detail,
+             "repaired": found.id in repaired}
+            for found in report.findings
+        ] + [
+            {"code": found.code, "id": None, "run_id": str(found.run_id), "detail": str(found.detail),
+             "repaired": False}
+            for found in runs
+        ]  # fmt: skip
+        document: dict[str, Any] = {
+            "artifacts": report.artifacts, "raw_bytes": report.raw_bytes, "findings": findings,
+            "complete": report.complete, "next": report.next,
+        }  # fmt: skip
+        if repair is not None:
+            document["repaired"] = [str(name) for name in repair.repaired]
+            document["not_repaired"] = [{"id": str(name), "why": why} for name, why in repair.failed]
 
         def text() -> None:
             for found in findings:
                 where = found["id"] or found.get("run_id") or "store"
-                click.echo(f"{found['code']}: {where}: {found['detail']}")
+                click.echo(f"{found['code']}: {where}: {found['detail']}{' (repaired)' if found['repaired'] else ''}")
+            for name, why in repair.failed if repair else ():
+                click.echo(f"not repaired: {name}: {why}")
+            if repair:
+                click.echo(f"{len(repair.repaired)} artifacts repaired, {len(repair.failed)} not")
             click.echo(f"{report.artifacts} artifacts, {shown_size(report.raw_bytes)} read; {len(findings)} findings")
+            if not report.complete:
+                click.echo("stopped at the limit; " + ("--resume goes on" if kept else "the place could not be kept"))
 
         out.document(document, text)
-        if findings:
+        if (repair and repair.failed) or any(not found["repaired"] for found in findings):
             ctx.exit(EXIT_DAMAGE)
+        if not report.complete:
+            ctx.exit(EXIT_STOPPED)
 
     @command(cli, "stats")
     def stats(home: Path, out: Out) -> None:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from casstore import AmbiguousPrefix, ArtifactId, Buried, GcRecord, GcRefused, Store
-from casstore.cli.options import Duration, Out, command, has_journal, open_journal, open_store, shown_size
+from casstore.cli.options import (
+    EXIT_STOPPED,
+    Duration,
+    Out,
+    command,
+    has_journal,
+    open_journal,
+    open_store,
+    shown_size,
+)
 
 
 def register(cli: click.Group) -> None:
@@ -28,14 +41,20 @@ def register(cli: click.Group) -> None:
         "--quarantine", type=Duration(), default="0s", show_default=True,
         help="Keep the bytes of what goes for so long: until then `casstore undelete` brings it back.",
     )
+    @click.option("--max-time", type=Duration(), help="Stop after so long, as 30s; the next gc goes on.")
+    @click.option("--max-bytes", type=click.IntRange(min=0), help="Stop once so many stored bytes are removed.")
     @click.option("--force", is_flag=True, help="Go on where nearly everything would go.")
     @click.option("--history", is_flag=True, help="Remove nothing; show past gcs, the newest first.")
     @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="With --history: so many.")
+    @click.pass_context
     def gc(
-        home: Path, out: Out, dry_run: bool, listed: bool, keep_completed: int, grace: int, quarantine: int,
-        force: bool, history: bool, limit: int,
+        ctx: click.Context, home: Path, out: Out, dry_run: bool, listed: bool, keep_completed: int, grace: int,
+        quarantine: int, max_time: int | None, max_bytes: int | None, force: bool, history: bool, limit: int,
     ) -> None:  # fmt: skip
-        """Remove what no live run, pin, lease or recent put needs. Writers may go on meanwhile."""
+        """Remove what no live run, pin, lease or recent put needs. Writers may go on meanwhile.
+
+        Stopped by Ctrl-C or at a limit (exit code 4), it has removed something less; the next gc goes on.
+        """
         if history:
             with open_store(home, read_only=True) as store:
                 for past in store.gc_history(limit=limit):
@@ -44,15 +63,17 @@ def register(cli: click.Group) -> None:
         with open_store(home, read_only=dry_run) as store:
             if not has_journal(home):
                 raise GcRefused("missing_journal", f"{home} has a store but no journal, so nothing says what is live")
-            with open_journal(home, store, read_only=dry_run) as jrn:
+            with open_journal(home, store, read_only=dry_run) as jrn, stop_when_interrupted() as stop:
                 report = store.gc(
-                    jrn, dry_run=dry_run, keep_completed=keep_completed, grace=grace, quarantine=quarantine, force=force
-                )
+                    jrn, dry_run=dry_run, keep_completed=keep_completed, grace=grace, quarantine=quarantine,
+                    max_time=max_time, max_bytes=max_bytes, stop=stop, force=force,
+                )  # fmt: skip
             file_bytes = store.stats().file_bytes
         document: dict[str, Any] = {
             "gc": report.gc, "dry_run": dry_run, "removed": len(report.removed), "raw_bytes": report.raw_bytes,
             "stored_bytes": report.stored_bytes, "kept_bytes": report.kept_bytes, "live": report.live,
-            "quarantined_bytes": report.quarantined_bytes, "rescued": report.rescued, "file_bytes": file_bytes,
+            "quarantined_bytes": report.quarantined_bytes, "rescued": report.rescued,
+            "stopped": report.stopped, "duration_ms": report.duration_ms, "file_bytes": file_bytes,
         }  # fmt: skip
         if listed:
             document["ids"] = [str(name) for name, _ in report.removed]
@@ -71,8 +92,12 @@ def register(cli: click.Group) -> None:
             if listed:
                 for name, size in report.removed:
                     click.echo(f"  {name}  {size:>12}")
+            if report.stopped:
+                click.echo(f"{_STOPPED[report.stopped]}: the next gc goes on")
 
         out.document(document, text)
+        if report.stopped:
+            ctx.exit(EXIT_STOPPED)
 
 
     @command(cli, "undelete")
@@ -101,6 +126,25 @@ def register(cli: click.Group) -> None:
                 click.echo(f"{len(report.known)} were there")
 
         out.document(document, text)
+
+
+_STOPPED: Final = {"time": "stopped after --max-time", "bytes": "stopped at --max-bytes", "asked": "stopped"}
+
+
+@contextmanager
+def stop_when_interrupted() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; a second one interrupts as ever."""
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _buried_id(store: Store, text: str) -> ArtifactId:

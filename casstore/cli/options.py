@@ -26,6 +26,7 @@ R = TypeVar("R")
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_DAMAGE: Final = 3
+EXIT_STOPPED: Final = 4
 EXIT_REFUSED: Final = 5
 EXIT_NO_STORE: Final = 10
 EXIT_BUSY: Final = 11

@@ -44,3 +44,12 @@ def register(cli: click.Group) -> None:
                 f" {shown_size(report.file_bytes)} on disk"
             ),
         )
+
+    @command(cli, "train")
+    @click.argument("kind")
+    def train(home: Path, out: Out, kind: str) -> None:
+        """Train a dictionary on the small artifacts of a kind; later puts of that kind use it."""
+        with open_store(home, read_only=False) as store:
+            name = store.train(kind)
+        text = f"{name}  dictionary/{kind}" if name else f"too few small artifacts of kind {kind}, or it would not help"
+        out.document({"kind": kind, "dictionary": str(name) if name else None}, lambda: click.echo(text))

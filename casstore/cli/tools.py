@@ -8,14 +8,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import blake3
-import cbor2
 import click
-import lmdb
-import zstandard
 
 import casstore
 import journal
@@ -119,8 +116,8 @@ class Check(NamedTuple):
 
 
 def _checks(home: Path) -> Iterator[Check]:
-    versions = f"lmdb {lmdb.__version__}, zstandard {zstandard.__version__}, blake3 {blake3.__version__}"
-    yield Check("libraries", True, f"{versions}, cbor2 {getattr(cbor2, '__version__', '6')}")
+    names = ("lmdb", "zstandard", "blake3", "cbor2", "libipld")
+    yield Check("libraries", True, ", ".join(f"{name} {metadata.version(name)}" for name in names))
     try:
         check_filesystem(home)
         yield Check("file system", True, "local")

@@ -42,6 +42,9 @@ def fill(home: Path) -> dict[str, Any]:
         names["zstd_delta"] = store.put(bytes(scattered), base=names["zstd"])
         value = {"links": [names["raw"], names["zstd"]], "f": -1.5, "i": -(1 << 64), "b": b"\0"}
         names["value"] = store.put_value(value)
+        store.put_many([(_small(n), "small") for n in range(300)])
+        assert store.train("small") is not None
+        names["dictionary"] = store.put(_small(777), kind="small")
         store.pin("everything", store.put_value(dict(names)))
         gone = store.put(b"soon gone")
         done = jrn.start_run("golden", manifest={"n": 1}, context={"n": 0}, plan=[A, B], run_id=UUID(int=1))
@@ -73,6 +76,12 @@ def fill(home: Path) -> dict[str, Any]:
             "events": [to_json(item) for item in jrn.feed()],
             "chains": {str(row.run_id): jrn.chain_head(row.run_id, row.head).hex() for row in jrn.runs()},
         }  # fmt: skip
+
+
+def _small(number: int) -> bytes:
+    rng = random.Random(number)
+    words = [rng.choice(["alpha", "beta", "gamma", "delta", "epsilon"]) for _ in range(20)]
+    return json.dumps({"kind": "small", "number": number, "status": "confirmed", "words": words}).encode()
 
 
 def main() -> None:

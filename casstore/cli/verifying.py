@@ -1,0 +1,80 @@
+"""What `casstore verify` needs besides the store's verify: parts, the place to go on at, repair from another home."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, final
+
+import click
+
+from casstore import ArtifactId, Finding, RepairReport, Store
+from casstore.cli.options import open_store
+from casstore.home import replace_file
+from casstore.repairs import WANTED
+from journal import InvalidStream, Journal
+
+FILE: Final = "verify.next"
+
+
+@final
+class Subset(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """`2/7`: the second of seven parts."""
+
+    name = "k/n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        first, _, last = str(value).partition("/")
+        if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+            self.fail(f"{value!r} is no part such as 1/7", param, ctx)
+        return int(first), int(last)
+
+
+@final
+class Places:
+    """HOME/verify.next: where verify goes on, one line for each part that was stopped. Damaged or old lines, and
+    a home that cannot be written, cost the place and nothing else."""
+
+    def __init__(self, home: Path, subset: tuple[int, int] | None) -> None:
+        self._file = home / FILE
+        self._part = "{}/{}".format(*(subset or (1, 1)))
+
+    def read(self) -> str | None:
+        """The place in this part, None to begin anew."""
+        return self._all().get(self._part)
+
+    def keep(self, place: str | None) -> bool:
+        """Set the place of this part, or forget it. Whether that worked."""
+        before = self._all()
+        after = {part: line for part, line in before.items() if part != self._part}
+        if place is not None:
+            after[self._part] = place
+        if after == before:
+            return True
+        try:
+            if after:
+                replace_file(self._file, "".join(f"{line}\n" for line in after.values()))
+            else:
+                self._file.unlink(missing_ok=True)
+        except OSError:
+            return False
+        return True
+
+    def _all(self) -> dict[str, str]:
+        lines: list[str] = []
+        with suppress(OSError, UnicodeDecodeError):
+            lines = self._file.read_text("ascii").splitlines()
+        return {line.split(" ")[0]: line for line in lines if line.count(" ") == 2}
+
+
+def mend(store: Store, jrn: Journal | None, findings: Sequence[Finding], source: Path) -> RepairReport:
+    """Get from another home what was found damaged or missing, and what live runs name that is not there."""
+    wanted: list[ArtifactId] = [found.id for found in findings if found.id is not None and found.code in WANTED]
+    with suppress(InvalidStream):  # the journal's own finding
+        if jrn is not None:
+            wanted.extend(root.id for root in jrn.live_roots(completed_after_ms=None) if root.id not in store)
+    with open_store(source, read_only=True) as other:
+        return store.repair(other, wanted)

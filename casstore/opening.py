@@ -1,0 +1,66 @@
+"""Open a store: its home, its tables, and the rule that all handles of one process agree."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from casstore.errors import AlreadyOpen, DamagedStore, InvalidArgument
+from casstore.generations import GenerationTables
+from casstore.home import open_home
+from casstore.rows import TABLES
+from casstore.store import Store
+from casstore.table_backend import TableBackend
+
+_handles_lock = threading.Lock()
+_handles: dict[Path, list[tuple[bool, int | None]]] = {}  # homes open in this process: their users' options
+
+
+def open_store(
+    home: str | os.PathLike[str], *, create: bool = True, read_only: bool = False, quota: int | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Store:  # fmt: skip
+    """Open the store at `home`, or make one there. `quota` bounds stored bytes.
+
+    Opened again in one process the handles share the environment; other options than the first raise AlreadyOpen.
+    Raises: NotAStore, InvalidHome, UnsupportedFormat, UnsupportedFilesystem, DamagedStore, AlreadyOpen.
+    """
+    if quota is not None and (type(quota) is not int or quota < 0):
+        raise InvalidArgument("quota", "must be a number of bytes")
+    opened = open_home(home, create=create, read_only=read_only)
+    key = Path(os.path.realpath(opened.path))
+    with _handles_lock:
+        users = _handles.setdefault(key, [])
+        if users and users[0] != (read_only, quota):
+            raise AlreadyOpen(str(opened.path), "with another quota or mode")
+        fresh = opened.created or not any(opened.path.glob("store/*/data.mdb"))
+        tables = GenerationTables(opened.path, TABLES, create=not read_only and fresh, read_only=read_only)
+        try:
+            backend = TableBackend(tables, read_only=read_only)
+            if backend.bind(opened.uuid) != opened.uuid:
+                raise DamagedStore(str(opened.path), "FORMAT and the data file name different stores")
+        except BaseException:
+            tables.close()
+            raise
+        users.append((read_only, quota))
+
+    def on_close() -> None:
+        with _handles_lock:
+            with suppress(ValueError):
+                users.remove((read_only, quota))
+            tables.close()
+
+    return Store(backend, opened, read_only=read_only, quota=quota, clock=clock, on_close=on_close)
+
+
+def _forget_handles() -> None:
+    global _handles_lock
+    _handles_lock = threading.Lock()
+    _handles.clear()
+
+
+os.register_at_fork(after_in_child=_forget_handles)
