@@ -10,6 +10,7 @@ import casstore
 import journal
 from casstore import GcRefused, steps
 from casstore.gc import Collector, refuse_implausible
+from casstore.pace import Pace
 from casstore.testing import FakeClock, FakeRoots, memory_store
 
 
@@ -52,8 +53,9 @@ def test_the_duration_is_that_of_the_timer(world):
     """In milliseconds, from a timer that only goes forward."""
     store, roots, clock = world
     times = iter(range(1000))
+    pace = Pace(timer=lambda: float(next(times)))
     Collector(
-        store._backend, roots, now_s=int(clock()), grace_s=0, keep_completed_s=0, timer=lambda: float(next(times))
+        store._backend, roots, now_s=int(clock()), grace_s=0, keep_completed_s=0, pace=pace
     ).run(plausible=refuse_implausible)
     (past,) = store.gc_history()
     assert past.duration_ms > 0 and past.duration_ms % 1000 == 0

@@ -294,8 +294,7 @@ BROKEN = {
     "links not checked in the put's transaction": ("casstore.puts._link", lambda t, item, data_id: t.put(
         b"ln1", item.digest, b"".join(item.links)) if item.links else None),
     "rows touched meanwhile are not looked at": ("casstore.sweeps._View", lambda t: _Blind(t)),
-    "falling data_id": ("casstore.gc.Collector._scan", lambda self, cut: sorted(
-        ORIGINAL_SCAN(self, cut), key=lambda row: row.data_id)),
+    "falling data_id": ("casstore.gc.Collector._scan", lambda self, cut: sorted(ORIGINAL_SCAN(self, cut))),
     "bytes of a base are not kept": ("casstore.marks.Marks.verdict", lambda self, candidate: (
         Verdict.SPARE if not candidate.kept and candidate.data_id in self.visible else Verdict.DELETE)),
 }  # fmt: skip
