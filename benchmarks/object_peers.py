@@ -97,7 +97,7 @@ class Floor(ObjectPeer):
         found = []
         for key in keys:  # a transaction each, as each get of a store is one
             with self._env.begin() as txn:
-                stored = txn.get(txn.get(key, db=self._index)[:8], db=self._data)
+                stored = txn.get((txn.get(key, db=self._index) or b"")[:8], db=self._data) or b""
             item = decompressor.decompress(stored)
             if blake3.blake3(item).digest() != key:
                 raise AssertionError("damaged")

@@ -291,7 +291,7 @@ class Git(Peer):
     def recover(self, run: int) -> Context:
         import pygit2
 
-        repo = pygit2.Repository(str(self.home / "g"))
+        repo: Any = pygit2.Repository(str(self.home / "g"))
         found: Context = json.loads(repo.references[f"refs/heads/r{run}"].peel().tree["context"].data)
         return found
 
@@ -353,10 +353,9 @@ class RawLmdb(Peer):
             else:
                 cursor.last()
             name = cbor2.loads(cursor.value())[1]
-            found: Context = cbor2.loads(
-                zstandard.ZstdDecompressor().decompress(txn.get(name, db=self._snapshots))
-            )
-            return found
+            stored = txn.get(name, db=self._snapshots) or b""
+        found: Context = cbor2.loads(zstandard.ZstdDecompressor().decompress(stored))
+        return found
 
     def close(self) -> None:
         self._env.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from benchmarks.measure import MACHINE, OURS, Figure, Results, Row, better, figures
@@ -61,7 +62,8 @@ def _cell(metric: str, figure: Figure, ours: Figure | None) -> str:
     if len(figure.rounds) > 1:
         text += f" ({show(metric, figure.low)}–{show(metric, figure.high)})"
     if ours is not None:
-        text += f" · ×{better(metric, ours, figure):.2g}"
+        ratio = better(metric, ours, figure)
+        text += "" if math.isnan(ratio) else f" · ×{ratio:.2g}"
     return text
 
 

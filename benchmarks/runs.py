@@ -1,0 +1,91 @@
+"""Workload `runs`: many runs at once, a thread each, every step durable before the next of its run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from benchmarks import flushing
+from benchmarks.data import advance, growing, size_name
+from benchmarks.measure import Results, quiet, timed
+from benchmarks.options import Options
+from benchmarks.peers import Peer
+from benchmarks.rounds import Samples, run_case
+from benchmarks.steps import PEERS, recover
+
+WORKLOAD: Final = "runs"
+# runs: (steps of each, the same of the quick mode)
+RUNS: Final = {1: (200, 80), 8: (50, 20), 64: (20, 8)}
+SIZES: Final = (18 << 10, 118 << 10)
+
+
+def run(results: Results, options: Options) -> None:
+    """All sizes and numbers of runs, all peers, in turn."""
+    for size in SIZES:
+        for runs, (full, quick) in RUNS.items():
+            measure = partial(measure_runs, runs=runs, size=size, steps=quick if options.quick else full)
+            case = f"{runs} x {size_name(size)}"
+            run_case(results, options, WORKLOAD, case, PEERS, options.rounds_or(5, 3), measure)
+
+
+def measure_runs(peer: type[Peer], home: Path, number: int, *, runs: int, size: int, steps: int) -> Samples:
+    """One peer, once: steps of all runs a second, and how long each of them waited. Two runs are read back."""
+    context, messages = growing(size, steps, seed=7 + number)
+    contexts = [{**deepcopy(context), "run": own} for own in range(runs)]  # no two runs have the same bytes
+    waited: list[list[float]] = [[] for _ in range(runs)]
+    subject = peer(home)
+
+    def steps_of(own: int) -> None:
+        for step, grown in enumerate(messages):
+            advance(contexts[own], step, grown)
+            waited[own].append(timed(partial(subject.step, own, step, contexts[own]))[0])
+
+    with quiet():
+        took, flushes = together(runs, lambda own: subject.begin(own, contexts[own]), steps_of)
+    counted: Samples = {} if flushes is None else {"flushes": flushes / (runs * steps)}
+    subject.close()
+    for own in {0, runs - 1}:
+        recover(peer, home, contexts[own], own)
+    return {"steps_per_s": runs * steps / took, "step_s": [one for each in waited for one in each], **counted}
+
+
+def together(
+    count: int, begin: Callable[[int], None], work: Callable[[int], None]
+) -> tuple[float, int | None]:
+    """Threads that begin, wait for each other and then work at the same time: seconds until the last is done, and the
+    flushes meanwhile. Raises: what the first of them raised."""
+    failures: list[BaseException] = []
+    started = [0.0]
+    flushes: list[int | None] = [None]
+
+    def mark() -> None:
+        flushes[0] = flushing.total()
+        started[0] = time.perf_counter()
+
+    barrier = threading.Barrier(count, action=mark)
+
+    def one(own: int) -> None:
+        try:
+            begin(own)
+            barrier.wait()
+            work(own)
+        except threading.BrokenBarrierError:
+            return
+        except BaseException as error:
+            failures.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=one, args=(own,), daemon=True) for own in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took = time.perf_counter() - started[0]
+    if failures:
+        raise failures[0]
+    return took, None if flushes[0] is None else (flushing.total() or 0) - flushes[0]

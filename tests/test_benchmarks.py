@@ -1,0 +1,199 @@
+"""The benchmarks do what they say: every workload runs, in small, and compares what it reads back. No times."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import append, check, flushing, measure, objects, recover, runs, steps
+from benchmarks.data import Context
+from benchmarks.event_peers import EventPeer, FloorEvents, OursEvents, RawLmdbEvents, SqliteEvents
+from benchmarks.measure import Results, Row, better, figure, figures
+from benchmarks.object_peers import Floor, ObjectPeer, OursObjects, SqliteObjects
+from benchmarks.options import Options
+from benchmarks.ours import Ours
+from benchmarks.peers import Peer, RawLmdb, SqliteWal, run_uuid
+from benchmarks.report import tables
+from benchmarks.rounds import choose, run_case
+
+STEP_PEERS: list[type[Peer]] = [Ours, SqliteWal, RawLmdb]
+
+
+@pytest.mark.parametrize("peer", STEP_PEERS)
+def test_steps_keeps_every_context_and_recovers_the_last(peer: type[Peer], tmp_path: Path) -> None:
+    found = steps.measure_steps(peer, tmp_path, 0, size=4 << 10, steps=6)
+    assert len(found["step_s"]) == 6  # type: ignore[arg-type]
+    assert found["disk_bytes"] > 0  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("peer", STEP_PEERS)
+def test_runs_of_several_threads_are_recovered_each_by_itself(peer: type[Peer], tmp_path: Path) -> None:
+    found = runs.measure_runs(peer, tmp_path, 0, runs=3, size=4 << 10, steps=4)
+    assert len(found["step_s"]) == 12  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("peer", [OursObjects, SqliteObjects, Floor])
+def test_objects_are_read_as_they_were_put(peer: type[ObjectPeer], tmp_path: Path) -> None:
+    found = objects.measure_objects(peer, tmp_path, 0, count=50, size=600)
+    assert found["disk_bytes"] > 0  # type: ignore[operator]
+
+
+def test_versions_are_read_in_every_order(tmp_path: Path) -> None:
+    found = objects.measure_versions(OursObjects, tmp_path, 0, size=4 << 10, versions=6)
+    assert {name for name in found if name.endswith("_ratio")} == {
+        f"{order}{fresh}_ratio" for order in ("random", "oldest_first", "newest_first") for fresh in ("", "_fresh")
+    }
+
+
+@pytest.mark.parametrize("peer", [OursEvents, SqliteEvents, RawLmdbEvents])
+def test_events_of_several_threads_are_read_in_order(peer: type[EventPeer], tmp_path: Path) -> None:
+    append.measure_threads(peer, tmp_path, 0, threads=3, each=5)
+
+
+@pytest.mark.parametrize("peer", [OursEvents, SqliteEvents, RawLmdbEvents, FloorEvents])
+def test_batches_of_events_are_read_in_order(peer: type[EventPeer], tmp_path: Path) -> None:
+    append.measure_batches(peer, tmp_path, 0, count=2 * append.BATCH)
+
+
+def test_the_floor_writes_the_records_that_ours_wrote(tmp_path: Path) -> None:
+    floor = FloorEvents(tmp_path, 2 * append.BATCH)
+    floor.begin(0)
+    for first in (0, append.BATCH):
+        floor.append_batch(0, first, append.BATCH)
+    assert len(floor.read_raw(0)) == 2 * append.BATCH
+    assert all(record[0] == 1 and record[4] == 6 for record in floor.read(0))  # version 1, a domain event
+    floor.close()
+
+
+@pytest.mark.parametrize("subject", recover.SUBJECTS[:2])
+@pytest.mark.parametrize("count", [1, 2 * recover.SAMPLES])
+def test_runs_are_recovered_where_they_stood(subject: type[recover.Subject], count: int, tmp_path: Path) -> None:
+    found = subject.measure(tmp_path, [run_uuid(number) for number in range(count)], 9)
+    assert len(found["run_state_s"]) == recover.SAMPLES  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("events", "interleaved"), [(9, 4), (500, 1)])
+def test_the_layout_is_measured_on_streams_of_the_length_it_says(
+    events: int, interleaved: int, tmp_path: Path
+) -> None:
+    assert append.disk_per_event(tmp_path, events, interleaved, 4) > 32  # a digest in every other event at least
+
+
+class Forgetful(SqliteWal):
+    """A peer that gives back another context than it was given."""
+
+    name = "forgetful"
+
+    def recover(self, run: int) -> Context:
+        return {**super().recover(run), "cursor": -1}
+
+
+def test_a_peer_that_loses_data_has_no_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    results, options = Results(), Options(rounds=1, where=tmp_path)
+
+    def once(peer: type[Peer], home: Path, number: int) -> Any:
+        return steps.measure_steps(peer, home, number, size=1 << 10, steps=2)
+
+    run_case(results, options, "steps", "tiny", [SqliteWal, Forgetful], 1, once)
+    assert {row.peer for row in results.rows} == {measure.MACHINE, "sqlite_wal"}
+    assert "forgetful failed: AssertionError" in capsys.readouterr().err
+
+
+class Absent(SqliteWal):
+    """A peer whose package nobody has."""
+
+    name = "absent"
+    requires = ("no_such_package_at_all.inside",)
+
+
+def test_a_peer_that_is_not_installed_is_skipped_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert choose(Options(), [Absent, SqliteWal]) == [SqliteWal]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "absent: skipped" in lines[0]
+    assert "[bench]" in lines[0]
+
+
+def _results() -> Results:
+    results = Results({"at": "2026-01-01"})
+    for number, slowdown in enumerate((1.0, 10.0)):  # the machine is ten times slower in the second round
+        results.add("steps", "1 MiB", "ours", number, step_s=[0.001 * slowdown] * 3, disk_bytes=1024.0)
+        results.add("steps", "1 MiB", "other", number, step_s=[0.002 * slowdown] * 3, disk_bytes=512.0)
+    return results
+
+
+def test_ratios_are_made_within_a_round() -> None:
+    found = figures(_results().rows)
+    ours, other = (found["steps", "1 MiB", peer, "step_s"] for peer in ("ours", "other"))
+    assert better("step_s", ours, other) == pytest.approx(2.0)
+    assert (ours.low, ours.high) == (0.001, 0.01)
+    assert better("rate_per_s", figure([[10.0]]), figure([[5.0]])) == 2.0
+
+
+def test_results_are_saved_and_shown_as_tables(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "r.json"
+    _results().save(path)
+    assert Results.load(path) == _results()
+    assert "| other | 11, p99 20 (2–20) · ×2 | 0.5 (0.5–0.5) · ×0.5 |" in tables(_results())
+
+
+def test_targets_hold_fail_or_are_not_measured() -> None:
+    target = {"text": "t", "workload": "steps", "case": "1 MiB", "against": ["*"]}
+    targets: list[dict[str, Any]] = [
+        {**target, "metric": "step_s", "at_least": 1.5},
+        {**target, "metric": "disk_bytes", "at_least": 1.0},
+        {**target, "metric": "step_s", "at_least": 1.0, "against": ["git"]},
+        {"text": "t", "workload": "steps", "case": ["no such", "1 MiB"], "metric": "disk_bytes", "at_most": 2048.0},
+        {"text": "t", "workload": "steps", "case": "10 MiB", "metric": "disk_bytes", "at_most": 2048.0},
+    ]
+    verdicts = check.judge(targets, figures(_results().rows))
+    assert [verdict.holds for verdict in verdicts] == [True, False, None, True, None]
+
+
+def test_the_newest_results_of_a_case_count(tmp_path: Path) -> None:
+    for name, at, value in (("a", "2026-02-02", 2.0), ("b", "2026-01-01", 1.0)):
+        Results({"at": at}, [Row("steps", "1 MiB", "ours", 0, {"disk_bytes": [value]})]).save(tmp_path / f"{name}.json")
+    Results({"at": "2026-03-03"}, [Row("steps", "1 MiB", "git", 0, {"disk_bytes": [3.0]})]).save(tmp_path / "c.json")
+    rows = check.newest_rows(sorted(tmp_path.glob("*.json")))
+    assert [row.samples["disk_bytes"] for row in rows] == [[2.0]]
+
+
+def test_every_target_names_a_workload_and_a_bound() -> None:
+    targets = check.tomllib.loads(check.TARGETS.read_text())["target"]
+    for target in targets:
+        assert target["workload"] in ("steps", "runs", "objects", "append", "recover", "flushes")
+        assert {"at_least", "at_most"} & set(target)
+
+
+FLUSHES = """
+import mmap, os, sys
+from benchmarks import flushing
+before = flushing.counts()
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.write(fd, b"x" * 4096); os.fdatasync(fd); os.fsync(fd); os.fsync(fd)
+with mmap.mmap(fd, 4096) as m: m.flush()
+synchronous = os.open(sys.argv[1], os.O_RDWR | os.O_DSYNC)
+os.pwrite(synchronous, b"x", 0)
+after = flushing.counts()
+print({kind: after[kind] - before[kind] for kind in after})
+"""
+
+
+@pytest.mark.skipif(flushing.compiler() is None, reason="no C compiler")
+def test_the_shim_counts_what_waits_for_the_disk(tmp_path: Path) -> None:
+    shim = flushing.build(tmp_path)
+    command = [sys.executable, "-c", FLUSHES, str(tmp_path / "file")]
+    found = subprocess.run(
+        command, env=flushing.environment(shim, 0), capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    expected = {"fdatasync": 1, "fsync": 2, "msync": 1, "sync_file_range": 0, "synchronous_write": 1}
+    assert found.stdout.strip() == str(expected)
+
+
+def test_without_the_shim_there_is_no_count() -> None:
+    assert flushing.total() is None
