@@ -70,6 +70,7 @@ from journal.rebuilding import RebuildReport
 from journal.recorder import Run
 from journal.resume import ResumePoint
 from journal.run_files import RunExport, RunImport
+from journal.run_view import RunReader
 
 __all__ = [
     "AmbiguousRun",
@@ -130,6 +131,7 @@ __all__ = [
     "RunImport",
     "RunLive",
     "RunNotFound",
+    "RunReader",
     "RunStarted",
     "RunState",
     "RunStatus",

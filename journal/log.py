@@ -35,7 +35,7 @@ from journal.errors import (
 from journal.events import Event, RecordedEvent
 from journal.failures import RunStatus, check_member
 from journal.ids import check_int, parse_run_id
-from journal.reading import RunSummary
+from journal.reading import RunSummary, stale_runs
 from journal.resume import CLAIM_TTL_MS, RunOperations
 from journal.rows import TABLES
 from journal.table_backend import TableBackend
@@ -177,13 +177,16 @@ class Journal(RunOperations, RunUpkeep):
 
     def runs(
         self, *, status: RunStatus | str | None = None, op_id: str | None = None, limit: int | None = None,
-        after: UUID | str | None = None,
+        after: UUID | str | None = None, stale: float | None = None,
     ) -> Iterator[RunSummary]:  # fmt: skip
         """Runs, newest first: all, the live ones (status "live"), or those that ended so (latest end first).
 
-        `after` is a run id of an earlier list, from which it goes on.
+        `after` is a run id of an earlier list, from which it goes on; `stale` leaves of the live ones those whose last
+        event is so many seconds old.
         """
         self._check()
+        if stale is not None:
+            return _take(stale_runs(self.runs(status=status, op_id=op_id, after=after), self._now_ms(), stale), limit)
         wanted = status if status is None or status == "live" else check_member("status", status, RunStatus)
         found = reading.list_runs(self._backend, wanted, None if after is None else parse_run_id(after))
         if limit is not None:

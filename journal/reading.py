@@ -14,7 +14,7 @@ from journal import domain, records
 from journal.admission import decode, fact_of, view_of
 from journal.backend import JournalBackend, Look, RunRow
 from journal.envelopes import Failure, RunState, analyze
-from journal.errors import InvalidStream, RunNotFound
+from journal.errors import InvalidArgument, InvalidStream, RunNotFound
 from journal.events import DomainEvent, RecordedEvent, StateCompleted, StateFailed, links, recorded, to_fields
 from journal.failures import RunStatus
 from journal.records import Context
@@ -315,6 +315,13 @@ def list_runs(backend: JournalBackend, status: RunStatus | str | None, after: UU
         yield from map(summary, page)
         last = page[-1]
         before = (last.updated_ms, last.number) if isinstance(status, RunStatus) else last.number
+
+
+def stale_runs(runs: Iterator[RunSummary], now_ms: int, age_s: float) -> Iterator[RunSummary]:
+    """Of these runs the live ones whose last event is that old. Raises: InvalidArgument."""
+    if isinstance(age_s, bool) or not isinstance(age_s, (int, float)) or not age_s >= 0:
+        raise InvalidArgument("stale", "a number of seconds, 0 or more, is wanted")
+    return (row for row in runs if row.status is None and row.updated_ms <= now_ms - age_s * 1000)
 
 
 def _numbers(look: Look, status: RunStatus | str | None, before: Any) -> Iterator[int]:

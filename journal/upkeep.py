@@ -11,6 +11,7 @@ from journal import forgetting, run_files
 from journal.ids import parse_run_id
 from journal.rebuilding import RebuildReport
 from journal.run_files import RunExport, RunImport
+from journal.run_view import RunReader
 
 if TYPE_CHECKING:
     from journal.backend import JournalBackend
@@ -23,6 +24,11 @@ class RunUpkeep:
 
     def _check(self, *, write: bool = False) -> None:
         raise NotImplementedError
+
+    def run(self: Any, run_id: UUID | str) -> RunReader:
+        """A run to look at: state, events, facts, context, and its new events as they come. Raises: RunNotFound."""
+        self._check()
+        return RunReader(self, parse_run_id(run_id))
 
     def forget(self, run_id: UUID | str) -> int:
         """Remove the events of a run that has ended, on purpose; the number of them. gc then takes its artifacts.

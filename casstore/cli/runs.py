@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import journal
-from casstore.cli.options import EXIT_DAMAGE, Out, command, open_both, shown_size
+from casstore.cli.options import EXIT_DAMAGE, Duration, Out, command, open_both, shown_size
 from journal import Journal
 from journal.event_json import to_json
 
@@ -22,11 +22,15 @@ def register(cli: click.Group) -> None:
     @click.option(
         "--status", type=click.Choice(["live", "completed", "failed", "cancelled"]), default=None, help="Only these."
     )
+    @click.option("--stale", type=Duration(), metavar="AGE", default=None,
+                  help="Live ones whose last event is so old, such as 30d.")  # fmt: skip
     @click.option("--limit", type=click.IntRange(min=1), default=None, help="At most so many.")
-    def runs(home: Path, out: Out, status: str | None, limit: int | None) -> None:
+    def runs(home: Path, out: Out, status: str | None, stale: int | None, limit: int | None) -> None:
         """List runs, newest first."""
+        if stale is not None and status not in (None, "live"):
+            raise click.UsageError("--stale is about live runs")
         with open_both(home, read_only=True) as (_, jrn):
-            for row in jrn.runs(status=status, limit=limit):
+            for row in jrn.runs(status=status if stale is None else "live", limit=limit, stale=stale):
                 shown = row.status.value if row.status else "live"
                 document = {
                     "run_id": str(row.run_id), "status": shown, "op_id": row.op_id, "head": row.head,
