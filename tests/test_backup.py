@@ -332,22 +332,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk(home: Path, small_disk: Path) -> None:
-    """Whatever step the room ends at: StoreFull, nothing is left there, the home goes on; with room it succeeds."""
+def test_a_full_disk(home: Path, small_disk: Path, tmp_path: Path) -> None:
+    """Whatever page the room ends at: StoreFull, nothing is left there, the home goes on; with room it succeeds."""
     code = """
 import os, sys
 import casstore, journal
-home, disk = sys.argv[1], sys.argv[2]
+home, disk, elsewhere = sys.argv[1], sys.argv[2], sys.argv[3]
 ballast = os.path.join(disk, "ballast")
 full = done = 0
 with journal.open(home) as jrn:
-    need = jrn.store.stats().file_bytes // 4096
-    for pages in range(0, 2048, 16):
-        room = os.statvfs(disk).f_bavail - pages
-        if room < 0:
-            break
+    need = jrn.backup(elsewhere).file_bytes // 4096
+    for room in [0, 1, need // 3, *range(need - 40, need + 100)]:
         with open(ballast, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(room, 1) * 4096)
+            os.posix_fallocate(file.fileno(), 0, (os.statvfs(disk).f_bavail - room) * 4096)
         try:
             jrn.backup(os.path.join(disk, "copy"))
             done += 1
@@ -364,11 +361,11 @@ print(full, done)
         live_run(jrn, 1)
         for n in range(40):
             jrn.store.put(random.Random(n).randbytes(9000))
-    running = child(code, home, small_disk)
+    running = child(code, home, small_disk, tmp_path / "elsewhere")
     out = running.communicate()[0]
     assert running.returncode == 0
     full, done = map(int, out.split())
-    assert full > 5 and done == 1
+    assert full > 40 and done == 1
     check(small_disk / "copy")
 
 
