@@ -53,7 +53,7 @@ from casstore.reports import (
     VerifyReport,
     Why,
 )
-from casstore.roots import Root, RootSource
+from casstore.roots import RetainingSource, Retention, Root, RootSource
 from casstore.store import Store
 from casstore.writing import PutItem
 
@@ -93,6 +93,8 @@ __all__ = [
     "Quarantined",
     "ReadOnly",
     "RepairReport",
+    "RetainingSource",
+    "Retention",
     "Root",
     "RootSource",
     "Store",

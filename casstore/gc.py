@@ -34,7 +34,7 @@ from casstore.pace import Pace, Stopwatch
 from casstore.processes import is_gone
 from casstore.removals import Removals
 from casstore.reports import GcReport
-from casstore.roots import Root, RootSource
+from casstore.roots import RetainingSource, Retention, Root, RootSource
 from casstore.steps import reach
 
 BATCH_ROWS: Final = 1 << 13  # at most, whatever the pace says
@@ -85,10 +85,13 @@ class Collector:
 
     def __init__(
         self, backend: BlobBackend, roots: RootSource, *, now_s: int, grace_s: int, keep_completed_s: int | None,
-        quarantine_s: int = 0, limits: Limits | None = None, pace: Pace | None = None,
+        keep_last: int = 0, final_only: bool = False, quarantine_s: int = 0,
+        limits: Limits | None = None, pace: Pace | None = None,
     ) -> None:  # fmt: skip
         self._backend, self._roots = backend, roots
-        self._now_s, self._grace_s, self._keep_completed_s = now_s, grace_s, keep_completed_s
+        self._now_s, self._grace_s = now_s, grace_s
+        after_ms = None if not keep_completed_s else (now_s - keep_completed_s) * 1000
+        self._retention = Retention(completed_after_ms=after_ms, keep_last=keep_last, final_only=final_only)
         self._until_s = now_s + quarantine_s if quarantine_s > 0 else 0
         self._limits, self._pace = limits or Limits(), pace or Pace()
         self._began = self._pace.timer()
@@ -157,9 +160,8 @@ class Collector:
         self._commit = self._backend.counters().commit
         self._position = self._roots.position()  # before the runs are read (H19)
         reach("gc.position")
-        after_ms = None if not self._keep_completed_s else (self._now_s - self._keep_completed_s) * 1000
         batch: list[bytes] = []
-        for root in self._roots.live_roots(completed_after_ms=after_ms):
+        for root in self._all_roots():
             if not isinstance(root, Root) or not isinstance(root.id, ArtifactId):
                 raise GcRefused("bad_root", f"the root source yields {root!r:.200} instead of a Root")
             if root.live:
@@ -176,6 +178,14 @@ class Collector:
         self._marks.reach(held, self._backend.edges, self._refuse_missing("a pin or lease"))
         reach("gc.rooted")
         return self._scan(opened.cut)
+
+    def _all_roots(self) -> Iterator[Root]:
+        if self._retention.by_age_only:
+            return self._roots.live_roots(completed_after_ms=self._retention.completed_after_ms)
+        if not isinstance(self._roots, RetainingSource):
+            detail = f"{type(self._roots).__name__} knows no retention but by age"
+            raise GcRefused("unknown_policy", detail)
+        return self._roots.retained_roots(self._retention)
 
     def _scan(self, cut: int) -> Sequence[int]:
         """Young rows are roots (H3); what neither they nor the others reach is condemned, youngest first (H5)."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, final, runtime_checkable
 
 from casstore.ids import ArtifactId
 
@@ -20,6 +21,23 @@ class Root(NamedTuple):
     seq: int
     field: str
     live: bool = True
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """Which runs that ended are kept: those that ended at or after `completed_after_ms` (unix time; None: none), and
+    the newest `keep_last` of each operation. With `final_only` a completed one keeps only its manifest and final
+    snapshot; those that failed or were cancelled keep everything."""
+
+    completed_after_ms: int | None = None
+    keep_last: int = 0
+    final_only: bool = False
+
+    @property
+    def by_age_only(self) -> bool:
+        """Whether `RootSource.live_roots` can say it."""
+        return not self.keep_last and not self.final_only
 
 
 @runtime_checkable
@@ -41,3 +59,11 @@ class RootSource(Protocol):
 
     def exclusive(self) -> AbstractContextManager[None]:
         """No event is appended by any process meanwhile."""
+
+
+@runtime_checkable
+class RetainingSource(RootSource, Protocol):
+    """A source that knows more than the age of runs. One that does not is never asked."""
+
+    def retained_roots(self, retention: Retention) -> Iterator[Root]:
+        """Everything that events of live runs name, and what `retention` keeps of those that ended."""

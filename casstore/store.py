@@ -288,12 +288,16 @@ class Store:
 
     def gc(
         self, roots: RootSource, *, dry_run: bool = False, keep_completed: Duration = KEEP_COMPLETED_S,
-        grace: Duration = GRACE_S, quarantine: Duration = 0, max_time: Duration | None = None,
-        max_bytes: int | None = None, stop: Callable[[], bool] | None = None, force: bool = False,
+        keep_last: int = 0, final_only: bool = False, grace: Duration = GRACE_S, quarantine: Duration = 0,
+        max_time: Duration | None = None, max_bytes: int | None = None, stop: Callable[[], bool] | None = None,
+        force: bool = False,
     ) -> GcReport:  # fmt: skip
         """Remove what nothing needs: not a live run of `roots` (or one completed less than `keep_completed` ago),
         no pin, no unexpired lease, and not touched within `grace`. What is removed can be brought back with
         `undelete` for the time of `quarantine`, and takes its space until then. Durations in seconds or timedelta.
+
+        Also kept are the newest `keep_last` runs of each operation that ended. With `final_only`, completed runs that
+        are kept keep only their manifest and final snapshot.
 
         It stops between two batches once `max_time` has passed, `max_bytes` stored bytes or more are removed, or
         `stop()` says so (that also while it marks); the report's `stopped` tells. At least one batch is made, so that
@@ -303,12 +307,17 @@ class Store:
         """
         self._check(write=not dry_run)
         source = collecting.check_source(roots, self.uuid)
+        if final_only and not _seconds(keep_completed, "keep_completed") and not keep_last:
+            raise InvalidArgument("final_only", "no run that ended is kept: give keep_completed or keep_last too")
         collector = collecting.Collector(
             self._backend, source, now_s=self._now(), grace_s=_seconds(grace, "grace"),
             keep_completed_s=_seconds(keep_completed, "keep_completed"),
+            keep_last=_bound(keep_last, "keep_last"), final_only=final_only,
             quarantine_s=_seconds(quarantine, "quarantine"),
             limits=collecting.Limits(
-                None if max_time is None else _seconds(max_time, "max_time"), _bytes(max_bytes, "max_bytes"), stop
+                None if max_time is None else _exact_seconds(max_time, "max_time"),
+                None if max_bytes is None else _bound(max_bytes, "max_bytes"),
+                stop,
             ),
         )  # fmt: skip
         if dry_run:
@@ -495,14 +504,18 @@ def _item(item: bytes | tuple[bytes, str] | PutItem) -> PutItem:
     return PutItem(data=_plain(item))
 
 
-def _bytes(size: int | None, name: str) -> int | None:
-    if size is not None and (type(size) is not int or size < 0):
-        raise InvalidArgument(name, "must be a number of bytes")
-    return size
+def _bound(count: int, name: str) -> int:
+    if type(count) is not int or count < 0:
+        raise InvalidArgument(name, "must be a whole number from 0")
+    return count
 
 
 def _seconds(duration: Duration, name: str) -> int:
+    return int(_exact_seconds(duration, name))
+
+
+def _exact_seconds(duration: Duration, name: str) -> float:
     seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1 << 40:
         raise InvalidArgument(name, "must be seconds (0 or more) or a timedelta")
-    return int(seconds)
+    return seconds

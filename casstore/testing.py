@@ -16,7 +16,7 @@ from typing import Any, Final, final
 
 from casstore.errors import Collected, InvalidId, LeaseLost, MissingArtifact, NotFound, PinNotFound, StoreError
 from casstore.ids import ArtifactId
-from casstore.roots import Root
+from casstore.roots import Retention, Root
 from casstore.rows import TABLES
 from casstore.store import Store
 from casstore.table_backend import TableBackend
@@ -44,12 +44,16 @@ class FakeClock:
 
 @final
 class FakeRoots:
-    """A root source that a test fills: `live` maps a run's name to the ids that its events name."""
+    """A root source that a test fills: `live` maps a run's name to the ids that its events name.
+
+    Runs that `complete` with a time, an operation and a final artifact are retained as a journal would.
+    """
 
     def __init__(self, store: Store) -> None:
         self.uuid = store.uuid
         self.live: dict[str, list[ArtifactId]] = {}
         self.events: list[tuple[str, ArtifactId]] = []
+        self.ended: list[tuple[int, str, str, list[ArtifactId], ArtifactId | None]] = []
 
     def append(self, run: str, *ids: ArtifactId) -> None:
         """An event of a live run that names these."""
@@ -57,16 +61,32 @@ class FakeRoots:
             self.live.setdefault(run, []).append(found)
             self.events.append((run, found))
 
-    def complete(self, run: str) -> None:
-        self.live.pop(run, None)
+    def complete(
+        self, run: str, *, at_ms: int | None = None, op_id: str = "", final: ArtifactId | None = None
+    ) -> None:
+        """The run ends, completed if it has a final artifact; without a time it is forgotten."""
+        ids = self.live.pop(run, [])
+        if at_ms is not None:
+            self.ended.append((at_ms, op_id, run, ids, final))
 
     def position(self) -> int:
         return len(self.events)
 
     def live_roots(self, *, completed_after_ms: int | None) -> Iterator[Root]:
+        yield from self.retained_roots(Retention(completed_after_ms=completed_after_ms))
+
+    def retained_roots(self, retention: Retention) -> Iterator[Root]:
         for run, ids in self.live.items():
             for seq, found in enumerate(ids, 1):
                 yield Root(found, run, seq, "test")
+        kept: dict[str, int] = {}
+        after_ms = retention.completed_after_ms
+        for at_ms, op_id, run, ids, last in sorted(self.ended, key=lambda row: row[0], reverse=True):
+            kept[op_id] = kept.get(op_id, 0) + 1
+            if kept[op_id] > retention.keep_last and (after_ms is None or at_ms < after_ms):
+                continue
+            only = [last] if retention.final_only and last is not None else ids
+            yield from (Root(found, run, seq, "test", False) for seq, found in enumerate(only, 1))
 
     def roots_after(self, position: int) -> tuple[int, list[Root]]:
         late = self.events[position:]

@@ -119,7 +119,7 @@ def _restore(backend: BlobBackend, reader: Reader, writer: Writer, row: Kept, le
         return
     data = reader.data(row.data_id, row.digest)
     # What it was a delta of is not needed any more, but makes it small again where it is there.
-    bases = [digest for digest in backend.digests(row.bases) if digest is not None]
+    bases = [digest for digest in backend.digests(row.bases) if digest is not None] if chain[0].chain else []
     hint = next((ArtifactId(base) for base in bases if backend.rows([base])[0] is not None), None)
     writer.put(PutItem(data=data, kind=kind, base=hint), lease=lease, durable=False)
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeVar, final, overload
 from uuid import UUID
 
 import casstore
-from casstore import Root, Store
+from casstore import Retention, Root, Store
 from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, ReadOnly
 from casstore.home import open_home
 from casstore.lmdb_tables import LmdbTables
@@ -319,7 +319,12 @@ class Journal(RunOperations, RunUpkeep):
     def live_roots(self, *, completed_after_ms: int | None) -> Iterator[Root]:
         """What live runs name, and runs that ended since. Raises: InvalidStream: then gc removes nothing."""
         self._check()
-        return reading.live_roots(self._backend, completed_after_ms)
+        return reading.live_roots(self._backend, Retention(completed_after_ms=completed_after_ms))
+
+    def retained_roots(self, retention: Retention) -> Iterator[Root]:
+        """What live runs name, and what is kept of those that ended. Raises: InvalidStream."""
+        self._check()
+        return reading.live_roots(self._backend, retention)
 
     def roots_after(self, position: int) -> tuple[int, list[Root]]:
         """What events after a position name."""

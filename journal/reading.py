@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, final
 from uuid import UUID
 
-from casstore import Root
+from casstore import Retention, Root
 from casstore.ids import ArtifactId
 from journal import domain, records
 from journal.admission import decode, fact_of, view_of
@@ -333,28 +334,49 @@ def _numbers(look: Look, status: RunStatus | str | None, before: Any) -> Iterato
 # -- roots ----------------------------------------------------------------------------------------------
 
 
-def live_roots(backend: JournalBackend, completed_after_ms: int | None) -> Iterator[Root]:
-    """What events of live runs name, and of runs that ended at or after that time."""
+def live_roots(backend: JournalBackend, retention: Retention | None = None) -> Iterator[Root]:
+    """What events of live runs name, and what is kept of those that ended (nothing by default)."""
+    retention = retention or Retention()
     with backend.look() as look:
         numbers = [(number, True) for number in look.live()]
-        if completed_after_ms is not None:
-            for status in RunStatus:
-                for ended_ms, number in look.ended(status):
-                    if ended_ms < completed_after_ms:
-                        break
-                    numbers.append((number, False))
+        numbers += [(number, False) for number in _retained(look, retention)]
     for number, live in numbers:
         with backend.look() as look:
             row = look.numbered(number)
         if row is None:
             continue  # forgotten meanwhile
         text = str(row.run_id)
+        if not live and retention.final_only and row.status is RunStatus.COMPLETED:
+            yield Root(row.manifest_id, text, 1, "manifest_id", live)
+            yield Root(row.checkpoint_id, text, row.head, "final_snapshot_id", live)
+            continue
         try:
             for item in read_run(backend, row.run_id, 1, None):
                 for field, name in links(item.event):
                     yield Root(name, text, item.seq, field, live)
         except RunNotFound:
             continue
+
+
+def _retained(look: Look, retention: Retention) -> list[int]:
+    """Numbers of the ended runs that are kept, by age and as the newest of their operation, however they ended."""
+    after_ms, kept = retention.completed_after_ms, []
+    if not retention.keep_last and after_ms is None:
+        return []
+    ops: dict[str, int] = {}
+    for ended_ms, number in heapq.merge(*(look.ended(status) for status in RunStatus), reverse=True):
+        young = after_ms is not None and ended_ms >= after_ms
+        if not young and not retention.keep_last:
+            break
+        if retention.keep_last:
+            row = look.numbered(number)
+            if row is None:
+                raise InvalidStream("bad_row", None, None, f"run number {number} is listed as ended and has no row")
+            ops[row.op_id] = ops.get(row.op_id, 0) + 1
+            young = young or ops[row.op_id] <= retention.keep_last
+        if young:
+            kept.append(number)
+    return kept
 
 
 def roots_after(backend: JournalBackend, position: int) -> tuple[int, list[Root]]:

@@ -36,6 +36,13 @@ def register(cli: click.Group) -> None:
         "--keep-completed", type=Duration(), default="14d", show_default=True,
         help="Keep what runs that ended later than this ago name; 0s keeps live runs only.",
     )
+    @click.option(
+        "--keep-last", type=click.IntRange(min=0), default=0, show_default=True,
+        help="Keep the newest so many ended runs of each operation too, however old.",
+    )
+    @click.option(
+        "--final-only", is_flag=True, help="Of completed runs that are kept, keep only manifest and final snapshot."
+    )
     @click.option("--grace", type=Duration(), default="1h", show_default=True, help="Keep what was touched since.")
     @click.option(
         "--quarantine", type=Duration(), default="0s", show_default=True,
@@ -48,8 +55,9 @@ def register(cli: click.Group) -> None:
     @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="With --history: so many.")
     @click.pass_context
     def gc(
-        ctx: click.Context, home: Path, out: Out, dry_run: bool, listed: bool, keep_completed: int, grace: int,
-        quarantine: int, max_time: int | None, max_bytes: int | None, force: bool, history: bool, limit: int,
+        ctx: click.Context, home: Path, out: Out, dry_run: bool, listed: bool, keep_completed: int, keep_last: int,
+        final_only: bool, grace: int, quarantine: int, max_time: int | None, max_bytes: int | None,
+        force: bool, history: bool, limit: int,
     ) -> None:  # fmt: skip
         """Remove what no live run, pin, lease or recent put needs. Writers may go on meanwhile.
 
@@ -65,7 +73,8 @@ def register(cli: click.Group) -> None:
                 raise GcRefused("missing_journal", f"{home} has a store but no journal, so nothing says what is live")
             with open_journal(home, store, read_only=dry_run) as jrn, stop_when_interrupted() as stop:
                 report = store.gc(
-                    jrn, dry_run=dry_run, keep_completed=keep_completed, grace=grace, quarantine=quarantine,
+                    jrn, dry_run=dry_run, keep_completed=keep_completed, keep_last=keep_last, final_only=final_only,
+                    grace=grace, quarantine=quarantine,
                     max_time=max_time, max_bytes=max_bytes, stop=stop, force=force,
                 )  # fmt: skip
             file_bytes = store.stats().file_bytes
