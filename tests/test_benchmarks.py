@@ -76,7 +76,7 @@ def test_runs_are_recovered_where_they_stood(subject: type[recover.Subject], cou
     assert len(found["run_state_s"]) == recover.SAMPLES  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("events", "interleaved"), [(9, 4), (500, 1)])
+@pytest.mark.parametrize(("events", "interleaved"), [(9, 4), (50, 1)])
 def test_the_layout_is_measured_on_streams_of_the_length_it_says(
     events: int, interleaved: int, tmp_path: Path
 ) -> None:
