@@ -41,11 +41,17 @@ class Stored(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """What an artifact needs: linked digests, and the data_ids of its base, the base's base, and so on."""
+    """What an artifact needs: linked digests, one after the other, and the data_ids of its base, the base's base, and
+    so on."""
 
     data_id: int
-    links: tuple[bytes, ...]
+    packed: bytes
     bases: tuple[int, ...]
+
+    @property
+    def links(self) -> tuple[bytes, ...]:
+        """The linked digests."""
+        return tuple(self.packed[at : at + 32] for at in range(0, len(self.packed), 32))
 
 
 class Gone(NamedTuple):

@@ -42,6 +42,9 @@ PAGE_ROWS: Final = 5000
 UPLOAD_ABANDONED_S: Final = 7 * 86400
 
 
+_PLAIN: Final = {verdict: Decision(verdict) for verdict in Verdict}
+
+
 @final
 @dataclass(slots=True)
 class _Done:
@@ -324,14 +327,15 @@ class Collector:
         their turn comes later."""
         verdict = self._marks.verdict(candidate)
         if candidate.kept or verdict is Verdict.SPARE:
-            return Decision(verdict)
+            return _PLAIN[verdict]
         until_s = self._until_s
         if candidate.data_id in self._buried.visible:
             until_s = max(until_s, self._buried_until_s)
         if until_s:
             edges = edges_of(candidate.digest)
             self._marks.keep_bytes(candidate.data_id, edges.bases if edges is not None else ())
-        return Decision(verdict, until_s)
+            return Decision(verdict, until_s)
+        return _PLAIN[verdict]
 
     # -- report
 

@@ -31,9 +31,12 @@ class IdSet:
             self._bits.extend(bytes(max(place + 1 - len(self._bits), 4096)))
         self._bits[place] |= 1 << (number & 7)
 
-    def update(self, numbers: Iterable[int]) -> None:
+    def update(self, numbers: Sequence[int]) -> None:
+        if numbers:
+            self.add(max(numbers))
+        bits = self._bits
         for number in numbers:
-            self.add(number)
+            bits[number >> 3] |= 1 << (number & 7)
 
     def without(self, other: IdSet) -> array[int]:
         """What is here and not there, falling."""
@@ -66,7 +69,7 @@ class Marks:
         # Runs of digests, and where to go on in each: a value may link to a million.
         todo = [(b"".join(dict.fromkeys(digests)), 0)]
         seen: set[bytes] = set()
-        while batch := _take(todo):
+        while batch := _take(todo, seen):
             for digest, edges in zip(batch, edges_of(batch), strict=True):
                 if edges is None:
                     missing(digest)
@@ -76,15 +79,10 @@ class Marks:
                 if edges.data_id in self.visible:
                     continue
                 self.visible.add(edges.data_id)
-                if edges.links:
-                    if len(seen) > _SEEN_MAX:
-                        seen.clear()
-                    fresh = [link for link in edges.links if link not in seen]
-                    seen.update(fresh[:_SEEN_MAX])
-                    if fresh:
-                        todo.append((b"".join(fresh), 0))
+                if edges.packed:
+                    todo.append((edges.packed, 0))
 
-    def keep_bytes(self, data_id: int, bases: Iterable[int]) -> None:
+    def keep_bytes(self, data_id: int, bases: Sequence[int]) -> None:
         """The bytes under a data_id, and those that they are made from, stay."""
         self.bytes.add(data_id)
         self.bytes.update(bases)
@@ -98,13 +96,17 @@ class Marks:
         return Verdict.DELETE
 
 
-def _take(todo: list[tuple[bytes, int]]) -> list[bytes]:
-    """The next digests, taken off the list, the newest first: so it stays short."""
+def _take(todo: list[tuple[bytes, int]], seen: set[bytes]) -> list[bytes]:
+    """The next digests that were not taken lately, the newest first: so the list stays short."""
     batch: list[bytes] = []
     while todo and len(batch) < _STEP:
         run, start = todo.pop()
         stop = min(len(run), start + (_STEP - len(batch)) * 32)
-        batch += [run[at : at + 32] for at in range(start, stop, 32)]
+        fresh = dict.fromkeys(run[at : at + 32] for at in range(start, stop, 32))
+        batch += [digest for digest in fresh if digest not in seen]
+        if len(seen) > _SEEN_MAX:
+            seen.clear()
+        seen.update(fresh)
         if stop < len(run):
             todo.append((run, stop))
     return batch

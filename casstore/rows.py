@@ -39,6 +39,7 @@ OTHER_KINDS: Final = 1 << 31
 _IX: Final = struct.Struct(">QQIIQ")
 _IX_HEAD: Final = struct.Struct(">QQ")
 _DA: Final = struct.Struct(">32sQQBQHQ")
+_DA_HEAD: Final = struct.Struct(">32sQQBQ")
 _GONE: Final = struct.Struct(">IQIQ")
 _BURIED: Final = struct.Struct(">QQ")
 _U64: Final = struct.Struct(">Q")
@@ -113,6 +114,14 @@ class DaRow(NamedTuple):
             raise DamagedStore("table da1", f"a row of {len(data)} bytes instead of {_DA.size} or more")
         digest, raw_len, stored_len, codec, base, chain, dictionary = _DA.unpack_from(data)
         return cls(digest, raw_len, stored_len, codec, base, chain, dictionary, data[_DA.size :])
+
+
+def da_head(data: bytes) -> tuple[bytes, int, int]:
+    """(digest, stored length, base) of a DaRow: what gc asks of each."""
+    if len(data) < _DA.size:
+        raise DamagedStore("table da1", f"a row of {len(data)} bytes instead of {_DA.size} or more")
+    digest, _, stored_len, _, base = _DA_HEAD.unpack_from(data)
+    return digest, stored_len, base
 
 
 class GoneRow(NamedTuple):

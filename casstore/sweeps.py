@@ -27,6 +27,7 @@ from casstore.rows import (
     DaRow,
     GoneRow,
     State,
+    da_head,
     from_u64,
     ix_head,
     u64,
@@ -34,6 +35,7 @@ from casstore.rows import (
 from casstore.tables import ReadTransaction, WriteTransaction
 
 _TICKS_KEPT_S = 90 * 86400
+_SKIPPED_MAX = 16
 
 
 def gc_open(t: WriteTransaction, now_s: int, grace_s: int, report: bytes) -> GcOpened:
@@ -92,10 +94,21 @@ def require_epoch(state: State, epoch: int) -> None:
 
 
 def edges(t: ReadTransaction, digest: bytes) -> Edges | None:
-    row = find(t, digest)
+    row = t.get(IX, digest)
     if row is None:
         return None
-    return Edges(row.data_id, links(t, digest), tuple(base for base, _ in walk(t, row.data_id)[1:]))
+    data_id, at = ix_head(row)[0], row[:8]
+    bases: list[int] = []
+    while (data := t.get(DA, at)) is not None:
+        base = da_head(data)[2]
+        if not base or base >= (bases[-1] if bases else data_id):
+            break  # stored whole; or a damaged edge, for the reader to find
+        bases.append(base)
+        at = u64(base)
+    else:
+        if bases:
+            bases.pop()  # its record is missing
+    return Edges(data_id, t.get(LN, digest) or b"", tuple(bases))
 
 
 def links(t: ReadTransaction, digest: bytes) -> tuple[bytes, ...]:
@@ -155,12 +168,15 @@ def gc_sweep(
     decisions = judge(view)
     for digest in view.recent:
         t.delete(RECENT, digest)
-    removed, raw, stored, kept, quarantined = [], 0, 0, 0, 0
-    for candidate, (verdict, until_s) in zip(candidates, decisions, strict=True):
+    removed: list[tuple[bytes, int] | None] = [None] * len(candidates)
+    raw = stored = kept = quarantined = 0
+    # In the order of the index, for fewer pages at a time; others see all of it at once or nothing.
+    for place in sorted(range(len(candidates)), key=lambda at: candidates[at].digest):
+        candidate, (verdict, until_s) = candidates[place], decisions[place]
         if verdict is Verdict.SPARE:
             continue
         data = t.get(DA, u64(candidate.data_id))
-        size = DaRow.unpack(data).stored_len if data is not None else 0
+        size = da_head(data)[1] if data is not None else 0
         if candidate.kept:
             if verdict is Verdict.DELETE and t.delete(KP, u64(candidate.data_id)):
                 _drop_bytes(t, candidate.data_id)
@@ -183,7 +199,7 @@ def gc_sweep(
         state.raw_bytes -= row.raw_len
         state.stored_bytes -= size
         raw += row.raw_len
-        removed.append((candidate.digest, row.raw_len))
+        removed[place] = candidate.digest, row.raw_len
         if until_s or verdict is Verdict.KEEP_BYTES:
             t.put(KP, u64(candidate.data_id), candidate.digest)
             state.kept_bytes += size
@@ -196,7 +212,7 @@ def gc_sweep(
             stored += size
     state.swept += 1
     finish(t, state)
-    return SweepResult(tuple(removed), raw, stored, kept, quarantined)
+    return SweepResult(tuple(filter(None, removed)), raw, stored, kept, quarantined)
 
 
 def _drop_bytes(t: WriteTransaction, data_id: int) -> None:
@@ -236,26 +252,40 @@ def gc_close(t: WriteTransaction, epoch: int, report: bytes) -> None:
 
 def purge(t: WriteTransaction, pieces_max: int) -> int:
     """Remove up to `pieces_max` pieces that no row reaches; how many, where an artifact without any counts as one."""
-    state, left = begin(t), pieces_max
-    for key, _ in list(islice(t.scan(PURGE), pieces_max)):
-        pieces: list[bytes] = []
-        whole = True
-        for piece, _ in t.scan(D, key):
-            if piece[:8] != key:
-                break
-            if len(pieces) >= left:
-                whole = False
-                break
-            pieces.append(piece)
-        for piece in pieces:
-            t.delete(D, piece)
-        left -= max(len(pieces), 1)
-        if whole:
-            t.delete(PURGE, key)
-        if left <= 0:
-            break
+    state = begin(t)
+    keys = [key for key, _ in islice(t.scan(PURGE), pieces_max)]
+    pieces, whole = _pieces_of(t, keys, pieces_max)
+    for piece in pieces:
+        t.delete(D, piece)
+    for key in keys[:whole]:
+        t.delete(PURGE, key)
     finish(t, state)
-    return pieces_max - left
+    return max(len(pieces), whole)
+
+
+def _pieces_of(t: ReadTransaction, keys: Sequence[bytes], most: int) -> tuple[list[bytes], int]:
+    """Keys of up to `most` pieces of these artifacts, ascending, and of how many artifacts these are all."""
+    pieces: list[bytes] = []
+    at = 0
+    while at < len(keys):
+        skipped = 0
+        for piece, _ in t.scan(D, keys[at]):
+            owner = piece[:8]
+            while at < len(keys) and keys[at] < owner:
+                at += 1
+            if at == len(keys):
+                break
+            if owner == keys[at]:
+                if len(pieces) == most:
+                    return pieces, at
+                pieces.append(piece)
+                continue
+            skipped += 1
+            if skipped > _SKIPPED_MAX:
+                break  # many others lie between: look for the next one
+        else:
+            return pieces, len(keys)
+    return pieces, at
 
 
 def has_purge(t: ReadTransaction) -> bool:

@@ -42,6 +42,7 @@ from casstore.rows import (
     D,
     DaRow,
     IxRow,
+    da_head,
     from_u64,
     known_kinds,
     piece_count,
@@ -157,7 +158,7 @@ class TableBackend:
     def digests(self, data_ids: Sequence[int]) -> list[bytes | None]:
         with self._tables.read() as t:
             found = (t.get(DA, u64(data_id)) for data_id in data_ids)
-            return [DaRow.unpack(data).digest if data is not None else None for data in found]
+            return [da_head(data)[0] if data is not None else None for data in found]
 
     def gone_count(self) -> int:
         with self._tables.read() as t:

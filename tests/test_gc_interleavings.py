@@ -333,8 +333,8 @@ def test_marks_read_edges_of_listed_artifacts_again(world):
     """H15: a base that changed after the first mark is found when the artifact is listed again."""
     from casstore.backend import Edges
 
-    marks, table = Marks(), {b"c": Edges(3, (), (1,))}
+    marks, table = Marks(), {b"c": Edges(3, b"", (1,))}
     marks.reach([b"c"], lambda wanted: [table[name] for name in wanted], lambda _: None)
-    table[b"c"] = Edges(3, (), (2,))
+    table[b"c"] = Edges(3, b"", (2,))
     marks.reach([b"c"], lambda wanted: [table[name] for name in wanted], lambda _: None)
     assert 1 in marks.bytes and 2 in marks.bytes
