@@ -48,8 +48,7 @@ def ours(home: Path, runs: list[UUID], length: int) -> Samples:
     """Each sample in a fresh Journal: open, head, run_state and resume, in this order. The runs are in the middle of
     an attempt, as after a crash: resume records its failure, durably, and takes the claim."""
     with journal.open(home / "home") as jrn:
-        for first in range(0, len(runs), 6400):
-            fill(jrn, runs[first : first + 6400], length, 64, ends=False)
+        fill(jrn, runs, length, 500, ends=False, at_least=1000 if len(runs) == 1 else 1)
     samples: dict[str, list[float]] = {name: [] for name in OURS_METRICS}
     chosen = _chosen(runs, 2 * SAMPLES)
     for run_id, other in zip(chosen[:SAMPLES], chosen[SAMPLES:], strict=True):

@@ -41,10 +41,18 @@ def appends(count: int, manifest: ArtifactId, snapshot: ArtifactId, *, ends: boo
     yield batch
 
 
-def fill(jrn: journal.Journal, runs: Sequence[UUID], count: int, interleaved: int, *, ends: bool = True) -> None:
-    """Runs of `count` events, `interleaved` of them at a time, an append of each in one commit."""
+def fill(
+    jrn: journal.Journal, runs: Sequence[UUID], count: int, interleaved: int, *, ends: bool = True, at_least: int = 1
+) -> None:
+    """Runs of `count` events, `interleaved` of them at a time, an append of each in one commit. Appends of a run are
+    put together until they have `at_least` so many events: quicker, where only what is there afterwards matters."""
     manifest, snapshot = jrn.store.put_value({}), jrn.store.put_value({"messages": []})
-    shape = list(appends(count, manifest, snapshot, ends=ends))
+    shape: list[list[Event]] = []
+    for batch in appends(count, manifest, snapshot, ends=ends):
+        if shape and len(shape[-1]) < at_least:
+            shape[-1] += batch
+        else:
+            shape.append(batch)
     for first in range(0, len(runs), interleaved):
         group, head = runs[first : first + interleaved], 0
         for batch in shape:
