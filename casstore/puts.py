@@ -94,11 +94,12 @@ def put(t: WriteTransaction, items: Sequence[NewArtifact], now_s: int, lease: st
             outcomes.append(Outcome.HEALED)
         else:
             outcomes.append(Outcome.HIT)
+            unlinked = bool(item.links) and t.get(LN, item.digest) is None
             if item.upload is not None:
                 upload_abort(t, item.upload)
-            elif lease is None and _is_fresh(state, row, item.kind, now_s):
+            elif lease is None and not unlinked and _is_fresh(state, row, item.kind, now_s):
                 continue
-            if item.links and t.get(LN, item.digest) is None:
+            if unlinked:
                 _link(t, item, row.data_id)
             touch(t, state, item.digest, row, now_s, _add_kind(t, item))
         wrote = True

@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from casstore import codec, frames
 from casstore.backend import BlobBackend, Stored
-from casstore.errors import Collected, Corrupt, InvalidArgument, NotFound, Quarantined
+from casstore.errors import Collected, Corrupt, DamagedStore, InvalidArgument, NotFound, Quarantined
 from casstore.ids import ArtifactId
 from casstore.recent import RecentBytes
 
@@ -55,7 +55,7 @@ class Reader:
             if head.codec == codec.Codec.FRAMES:
                 return prove_frames(self._backend, head, digest)
             self.get(digest, fresh=True)
-        except (Corrupt, NotFound):
+        except (Corrupt, DamagedStore, NotFound):
             return False
         return True
 

@@ -135,6 +135,9 @@ class Look(Protocol):
     def position(self) -> int:
         """The position of the newest event ever, 0 when there was none."""
 
+    def count(self) -> int:
+        """The number of events that are kept."""
+
     def place(self, number: int, seq: int) -> int | None:
         """The position of an event."""
 

@@ -216,6 +216,15 @@ class Journal(RunOperations, RunUpkeep):
         with self._backend.look() as look:
             return look.position()
 
+    def __len__(self) -> int:
+        """The number of events that are kept: positions of forgotten runs are not given out again."""
+        self._check()
+        with self._backend.look() as look:
+            return look.count()
+
+    def __bool__(self) -> bool:
+        return True
+
     def position_of(self, run_id: UUID | str, seq: int) -> int:
         """The position of one event. Raises: RunNotFound."""
         self._check()

@@ -106,6 +106,9 @@ class TableLook:
         found = self._txn.get(META, META_FLOOR)
         return 0 if found is None else unpack_number(found)
 
+    def count(self) -> int:
+        return self._txn.count(EV)
+
     def place(self, number_: int, seq: int) -> int | None:
         batch = self._batch(number_, seq)
         return None if batch is None else batch[1] + seq - batch[0]

@@ -113,7 +113,7 @@ def register(cli: click.Group) -> None:
         """Show sizes and counts: data, how it is kept, what the file takes."""
         if has_journal(home):
             with open_both(home, read_only=True) as (store, jrn):
-                found, runs, events = store.stats(), sum(1 for _ in jrn.runs()), jrn.position()
+                found, runs, events = store.stats(), sum(1 for _ in jrn.runs()), len(jrn)
         else:
             with open_store(home, read_only=True) as store:
                 found, runs, events = store.stats(), 0, 0

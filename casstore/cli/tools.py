@@ -142,7 +142,7 @@ def _checks(home: Path) -> Iterator[Check]:
             yield Check("journal", False, "there is none: gc refuses to collect without one")
             return
         with open_journal(home, store, read_only=True) as jrn:
-            yield Check("journal", True, f"{jrn.position()} events")
+            yield Check("journal", True, f"{len(jrn)} events")
             dead = [str(row.run_id) for row in jrn.recoverable()]
             detail = f"{len(dead)} live runs that nobody works on" + (f", such as {dead[0]}" if dead else "")
             yield Check("runs", not dead, detail + ("; resume or cancel them" if dead else ""))
