@@ -192,8 +192,9 @@ class JournalBackend(Protocol):
         written. Raises: StoreFull, PoisonedHandle (the outcome is not known), ReadOnly.
         """
 
-    def set_claim(self, number: int, epoch: int, claim: ClaimRow | None) -> int:
-        """Set or delete a claim where the run still is at `epoch`; returns the run's epoch."""
+    def set_claim(self, number: int, epoch: int, claim: ClaimRow | None) -> int | None:
+        """Set or delete a claim where the run lives and still is at `epoch`; returns the run's epoch, None where it
+        has ended."""
 
     def forget(self, number: int, limit: int) -> bool:
         """Take an ended run out of every look at once, then remove up to `limit` of its events; whether all are gone.

@@ -426,11 +426,9 @@ class Journal(RunOperations, RunUpkeep):
             found = look.run(claim.run_id)
         if found is None:
             raise RunNotFound(claim.run_id)
-        epoch = found.epoch
-        if epoch == claim.epoch and found.status is None:
-            epoch = self._backend.set_claim(found.number, claim.epoch, row)
+        epoch = self._backend.set_claim(found.number, claim.epoch, row) if found.epoch == claim.epoch else found.epoch
         if epoch != claim.epoch:
-            raise Fenced(claim.run_id, claim.epoch, epoch)
+            raise Fenced(claim.run_id, claim.epoch, found.epoch if epoch is None else epoch)
 
     def _recoverable(self, op_id: str | None) -> Iterator[RunSummary]:
         for run in self.runs(status="live", op_id=op_id):

@@ -247,12 +247,12 @@ class TableBackend:
             reach("append.written")
         reach("append.committed")
 
-    def set_claim(self, number_: int, epoch: int, claim: ClaimRow | None) -> int:
+    def set_claim(self, number_: int, epoch: int, claim: ClaimRow | None) -> int | None:
         with self._tables.write() as txn:
             row = TableLook(txn).numbered(number_)
-            if row is None:
-                return epoch + 1  # it ended, which fences, and was forgotten
-            if row.epoch == epoch and row.status is None:
+            if row is None or row.status is not None:  # ended, and perhaps forgotten since
+                return None
+            if row.epoch == epoch:
                 _write_claim(txn, number(number_), claim)
             return row.epoch
 

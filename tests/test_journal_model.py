@@ -633,7 +633,6 @@ TestJournalInMemory = MemoryJournalMachine.TestCase
 TestJournalInMemory.settings = BRIEF
 
 
-@pytest.mark.xfail(strict=True, reason="Journal.renew answers with a claim on a run that ended under the same epoch")
 def test_the_claim_of_a_run_that_ended_is_not_renewed() -> None:
     """As `renew` says: Fenced, somebody took it over or the run ended."""
     with memory_journal(clock=FakeClock()) as jrn:
