@@ -37,7 +37,7 @@ from casstore.reports import GcReport
 from casstore.roots import RetainingSource, Retention, Root, RootSource
 from casstore.steps import reach
 
-BATCH_ROWS: Final = 1 << 13  # at most, whatever the pace says
+BATCH_ROWS: Final = 6000  # at most, whatever the pace says: more would need more memory for the pages changed
 PAGE_ROWS: Final = 5000
 UPLOAD_ABANDONED_S: Final = 7 * 86400
 
@@ -229,19 +229,23 @@ class Collector:
     def _sweep(self, opened: GcOpened, condemned: Sequence[int]) -> str:
         """Batch by batch, youngest first; what stopped it."""
         self._purge()  # what a killed gc or a dropped upload left
-        at = 0
+        why, at, unpurged = "", 0, 0
         while at < len(condemned):
             why = self._why_stop(first=at == 0)
             if why:
-                return why
+                break
             self._look_around(opened.epoch)
             reach("gc.before_batch")
             batch = self._candidates(condemned[at : at + min(self._pace.rows, BATCH_ROWS)])
             at += len(batch)
             self._sweep_batch(opened.epoch, batch)
             reach("gc.after_batch")
-            self._purge()
-        return ""
+            unpurged += len(batch)
+            if unpurged >= self._pace.pieces:
+                self._purge()
+                unpurged = 0
+        self._purge()
+        return why
 
     def _look_around(self, epoch: int) -> None:
         """Without locks: mark most of what happened since the last batch, and see whether others are at work."""

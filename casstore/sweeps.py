@@ -175,11 +175,12 @@ def gc_sweep(
         candidate, (verdict, until_s) = candidates[place], decisions[place]
         if verdict is Verdict.SPARE:
             continue
-        data = t.get(DA, u64(candidate.data_id))
+        key = u64(candidate.data_id)
+        data = t.get(DA, key)
         size = da_head(data)[1] if data is not None else 0
         if candidate.kept:
-            if verdict is Verdict.DELETE and t.delete(KP, u64(candidate.data_id)):
-                _drop_bytes(t, candidate.data_id)
+            if verdict is Verdict.DELETE and t.delete(KP, key):
+                _drop_bytes(t, key)
                 _end_quarantine(t, candidate)
                 state.kept_bytes -= size
                 stored += size
@@ -201,24 +202,24 @@ def gc_sweep(
         raw += row.raw_len
         removed[place] = candidate.digest, row.raw_len
         if until_s or verdict is Verdict.KEEP_BYTES:
-            t.put(KP, u64(candidate.data_id), candidate.digest)
+            t.put(KP, key, candidate.digest)
             state.kept_bytes += size
             if verdict is Verdict.KEEP_BYTES:
                 kept += size
             else:
                 quarantined += size
         else:
-            _drop_bytes(t, candidate.data_id)
+            _drop_bytes(t, key)
             stored += size
     state.swept += 1
     finish(t, state)
     return SweepResult(tuple(filter(None, removed)), raw, stored, kept, quarantined)
 
 
-def _drop_bytes(t: WriteTransaction, data_id: int) -> None:
+def _drop_bytes(t: WriteTransaction, data_id: bytes) -> None:
     """The record goes now, the pieces later in transactions of their own: nothing reaches them any more."""
-    t.delete(DA, u64(data_id))
-    t.put(PURGE, u64(data_id), b"")
+    t.delete(DA, data_id)
+    t.put(PURGE, data_id, b"")
 
 
 def _end_quarantine(t: WriteTransaction, candidate: Candidate) -> None:

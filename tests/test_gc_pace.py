@@ -11,9 +11,11 @@ import pytest
 
 import casstore
 import journal
-from casstore import InvalidArgument, steps
+from casstore import ArtifactId, InvalidArgument, steps
+from casstore.backend import Candidate, Decision, Verdict
 from casstore.gc import Collector, Limits
 from casstore.pace import BUSY_S, BUSY_SHARE, IDLE_S, Amount, Pace
+from casstore.removals import Removals
 from casstore.rows import IX, TABLES, D
 from casstore.store import Store
 from casstore.table_backend import TableBackend
@@ -280,3 +282,56 @@ main.main()
     assert json.loads(done.stdout)["stopped"] == "asked" and json.loads(done.stdout)["removed"] == 10
     with casstore.open(home) as store:
         assert len(store) == 490 and store.verify().ok
+
+
+@pytest.mark.parametrize("most", [1, 3, 7, 1000])
+def test_pieces_are_purged_in_any_portions(most):
+    """Artifacts of many pieces and of none, live ones between them, a portion that ends inside of one: all dead
+    pieces go and no other, in portions no larger than asked for."""
+    with memory_store(clock=FakeClock()) as store:
+        roots, backend = FakeRoots(store), store._backend
+        for n in range(60):
+            name = store.put(os.urandom((0, 100, 9000, 40000)[n % 4] + n))
+            if n % 5 < 2 or 20 < n < 45:
+                roots.append("run", name)
+        store.put(b"")
+        live = len({*roots.live["run"]})
+        opened = backend.gc_open(0, 0, b"{}")
+        dead = [row for row in backend.page(b"", 1000) if ArtifactId(row.digest) not in roots.live["run"]]
+        batch = [Candidate(row.data_id, row.digest, False) for row in dead]
+        backend.gc_sweep(opened.epoch, batch, lambda _: [Decision(Verdict.DELETE)] * len(batch), 0, lambda: None)
+        backend.gc_close(opened.epoch, b"{}")
+        portions = []
+        while count := backend.purge(most):
+            portions.append(count)
+        assert max(portions) <= most
+        with backend._tables.read() as t:
+            pieces = {int.from_bytes(key[:8], "big") for key, _ in t.scan(D)}
+            assert t.count(b"purge1") == 0
+        assert len(pieces) <= live and pieces <= {row.data_id for row in backend.page(b"", 1000)}
+        assert len(store) == live and store.verify().ok
+
+
+def test_an_artifact_whose_record_is_lost_is_collected_too():
+    """Damage that nothing needs any more does not stay for ever."""
+    with memory_store(clock=FakeClock()) as store:
+        roots = FakeRoots(store)
+        lost, loose, live = store.put_many([b"lost", b"loose", b"live"])
+        roots.append("run", live)
+        with store._backend._tables.write() as t:
+            (row,) = store._backend.rows([lost.digest])
+            t.delete(b"da1", row.data_id.to_bytes(8, "big"))
+        report = store.gc(roots, grace=0)
+        assert {name for name, _ in report.removed} == {lost, loose} and set(store) == {live}
+        assert store.gc(roots, grace=0).removed == ()
+
+
+def test_what_was_removed_is_a_sequence():
+    """As a tuple of (id, bytes), in less memory."""
+    pairs = [(ArtifactId.of(b"%d" % n), n) for n in range(5)]
+    found = Removals((name.digest, size) for name, size in pairs)
+    assert list(found) == pairs and found == tuple(pairs) and len(found) == 5
+    assert found[1] == pairs[1] and found[-1] == pairs[-1] and found[1:3] == tuple(pairs[1:3])
+    assert found == Removals((name.digest, size) for name, size in pairs) and found != Removals() == ()
+    with pytest.raises(IndexError):
+        found[5]
