@@ -27,8 +27,8 @@ BRIEF = settings(
 
 
 def soak_machine(machine: type[RuleBasedStateMachine]) -> int:
-    """Run a state machine with ever new examples for SOAK_SECONDS; the number of rounds of 100 examples."""
-    long = settings(BRIEF, max_examples=100, stateful_step_count=60, derandomize=False, database=None)
+    """Run a state machine with ever new examples for SOAK_SECONDS; the number of rounds of 20 examples."""
+    long = settings(BRIEF, max_examples=20, stateful_step_count=60, derandomize=False, database=None)
     rounds, until = 0, time.monotonic() + SOAK_SECONDS
     while rounds == 0 or time.monotonic() < until:
         run_state_machine_as_test(machine, settings=long)
