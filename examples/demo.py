@@ -142,6 +142,9 @@ def _garbage(home: Path, run_id: UUID) -> bool:
     command = ["gc", "--grace", "0s", "--keep-completed", "0s"]
     console.print(f"$ casstore {' '.join(command)}", markup=False)
     _show(_casstore(home, *command))
+    console.print("Free pages inside of the file are used again; compact gives them back to the file system:")
+    console.print("$ casstore compact")
+    _show(_casstore(home, "compact"))
     console.print("$ casstore verify")
     verified = _casstore(home, "verify")
     _show(verified)

@@ -19,6 +19,7 @@ from casstore.cli.options import (
     Duration,
     Out,
     command,
+    counted,
     has_journal,
     open_journal,
     open_store,
@@ -89,7 +90,7 @@ def register(cli: click.Group) -> None:
 
         def text() -> None:
             verb = "would remove" if dry_run else "removed"
-            click.echo(f"{verb} {len(report.removed)} artifacts ({shown_size(report.raw_bytes)} of data)")
+            click.echo(f"{verb} {counted(len(report.removed), 'artifact')} ({shown_size(report.raw_bytes)} of data)")
             click.echo(f"{shown_size(report.stored_bytes)} {'would be' if dry_run else 'are'} free for new artifacts; "
                        f"the file stays at {shown_size(file_bytes)}")  # fmt: skip
             if report.kept_bytes:
@@ -97,7 +98,7 @@ def register(cli: click.Group) -> None:
             if report.quarantined_bytes:
                 click.echo(f"{shown_size(report.quarantined_bytes)} of theirs stay in quarantine: "
                            f"`casstore undelete --gc {report.gc}` brings them back")  # fmt: skip
-            click.echo(f"{report.live} artifacts live")
+            click.echo(f"{counted(report.live, 'artifact')} live")
             if listed:
                 for name, size in report.removed:
                     click.echo(f"  {name}  {size:>12}")
@@ -130,7 +131,7 @@ def register(cli: click.Group) -> None:
         }  # fmt: skip
 
         def text() -> None:
-            click.echo(f"restored {len(report.restored)} artifacts ({shown_size(report.raw_bytes)} of data)")
+            click.echo(f"restored {counted(len(report.restored), 'artifact')} ({shown_size(report.raw_bytes)} of data)")
             if report.known:
                 click.echo(f"{len(report.known)} were there")
 

@@ -160,3 +160,8 @@ def shown_size(size: int) -> str:
             break
         amount /= 1024
     return f"{int(amount)} B" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 artifact`, `2 artifacts`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
