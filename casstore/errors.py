@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 
-class StoreError(Exception):
-    """Base of all. `code` is stable and meant for programs; `hint` says what to do."""
+class CodedError(Exception):
+    """Base of the errors of both packages. `code` is stable and meant for programs; `hint` says what to do."""
 
-    code: ClassVar[str] = "store_error"
+    code: ClassVar[str] = "error"
     hint: ClassVar[str] = ""
     names: ClassVar[tuple[str, ...]] = ("message",)
     template: ClassVar[str] = "{message}"
@@ -31,6 +31,12 @@ class StoreError(Exception):
         shown = {name: self.fields.get(name, "") for name in self.names}
         text = self.template.format(**shown)
         return f"{text}. {self.hint}" if self.hint else text
+
+
+class StoreError(CodedError):
+    """Base of all errors of casstore."""
+
+    code = "store_error"
 
 
 # -- fix the argument ---------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Every error of the journal, grouped by what the caller does next.
 
-Each has a stable `code`, its facts as attributes (also `.fields`), and a `hint`. Fields go positionally to
-`Exception.__init__`, so that errors pickle; the message is made when it is asked for.
+Each has a stable `code`, its facts as attributes (also `.fields`), and a `hint`, as those of casstore have.
 """
 
 from __future__ import annotations
@@ -17,28 +16,10 @@ if TYPE_CHECKING:
     from casstore.ids import ArtifactId
 
 
-class JournalError(Exception):
-    """Base of all. `code` is stable and meant for programs; `hint` says what to do."""
+class JournalError(casstore.errors.CodedError):
+    """Base of all errors of the journal."""
 
-    code: ClassVar[str] = "journal_error"
-    hint: ClassVar[str] = ""
-    names: ClassVar[tuple[str, ...]] = ("message",)
-    template: ClassVar[str] = "{message}"
-
-    def __init__(self, *fields: Any) -> None:
-        super().__init__(*fields)
-        for name, value in zip(self.names, fields, strict=False):
-            setattr(self, name, value)
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The facts by name."""
-        return dict(zip(self.names, self.args, strict=False))
-
-    def __str__(self) -> str:
-        shown = {name: self.fields.get(name, "") for name in self.names}
-        text = self.template.format(**shown)
-        return f"{text}. {self.hint}" if self.hint else text
+    code = "journal_error"
 
 
 # -- fix the argument ---------------------------------------------------------------------------------
