@@ -435,10 +435,9 @@ class JournalMachine(RuleBasedStateMachine):
                 run.holder = None
             return
         found = self.outcome(lambda: self.jrn.renew(claim, ttl))
-        if run.epoch != claim.epoch:
-            assert found == Refused("Fenced", "fenced")
         if not valid:
-            return  # of a run that ended: see test_the_claim_of_a_run_that_ended_is_not_renewed
+            assert found == Refused("Fenced", "fenced")
+            return
         ttl_ms = 60_000 if ttl is None else ttl * 1000
         assert found.until_ms == self.now_ms() + ttl_ms
         run.holder = Holder(claim.owner, found.until_ms, ttl_ms)

@@ -5,6 +5,7 @@ SOAK_SECONDS (60) is how long each of them goes on.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -29,6 +30,7 @@ from journal import StateCompleted, StateEntered
 pytestmark = pytest.mark.soak
 
 CHILDREN = Path(__file__).with_name("soak_children.py")
+SAME_CODE = {**os.environ, "PYTHONPATH": str(Path(casstore.__file__).parents[1])}
 
 
 class Crew:
@@ -43,7 +45,10 @@ class Crew:
     def add(self, role: str, *arguments: object) -> None:
         line = [sys.executable, str(CHILDREN), role, *map(str, arguments)]
         self.lines.append(line)
-        self.processes.append(subprocess.Popen(line, stdin=subprocess.PIPE))
+        self.processes.append(self._started(line))
+
+    def _started(self, line: list[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(line, stdin=subprocess.PIPE, env=SAME_CODE)
 
     def check(self) -> None:
         for line, process in zip(self.lines, self.processes, strict=True):
@@ -57,7 +62,7 @@ class Crew:
         assert process.stdin is not None
         process.stdin.close()
         self.counts["kills"] += 1
-        self.processes[place] = subprocess.Popen(self.lines[place], stdin=subprocess.PIPE)
+        self.processes[place] = self._started(self.lines[place])
 
     def harass(self, seconds: float, places: list[int], *, pauses: bool = False) -> None:
         """Every now and then something happens to one of them."""
@@ -224,7 +229,7 @@ def test_full_disks(tmp_path: Path) -> None:
     print("seed", seed)
     with small_disk(tmp_path / "disk", 24) as disk:
         line = [sys.executable, str(CHILDREN), "filler", str(disk / "home"), str(SOAK_SECONDS), str(seed)]
-        done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False, env=SAME_CODE)
         print(done.stdout)
         assert done.returncode == 0
         for name in ("put", "upload", "append", "compact"):
