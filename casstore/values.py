@@ -118,8 +118,9 @@ def may_link(data: bytes) -> bool:
 def _may_overflow(data: bytes) -> bool:
     """Whether decoding by recursion could overflow this thread's stack: many containers, and a stack that is not
     known to be large. Threads made with a small stack_size, and those of musl, have small ones."""
-    heads = len(data) - len(data.translate(None, _CONTAINER_HEADS))
-    return heads > MAX_DEPTH and (threading.stack_size() != 0 or not _LARGE_STACKS)
+    if _LARGE_STACKS and threading.stack_size() == 0:
+        return False
+    return len(data) - len(data.translate(None, _CONTAINER_HEADS)) > MAX_DEPTH
 
 
 def _large_stacks() -> bool:
