@@ -47,7 +47,10 @@ PLACES = st.sampled_from(["right"] * 12 + ["stale", "past", "zero"])
 EPOCHS = st.sampled_from(["none", "current", "current", "current", "old", "later"])
 TOKENS = st.sampled_from(["none", "fresh", "fresh", "again"])
 MOSTLY = st.sampled_from([True] * 9 + [False])
-AGAIN = st.sampled_from(["the same", "the same", "no token", "another token", "shorter"])
+BEGUN = (
+    ["note"], ["go on", "fact"], ["go on", "go on", "go on", "fail"], ["go on", "fail for good"],
+    ["go on", "go on", "end"],
+)  # fmt: skip
 NUMBERS = st.sampled_from(range(64))
 PICKS = NUMBERS.filter(lambda number: number != 17)  # 17 stands for a run that is not there yet
 KINDS = st.sampled_from(["go on"] * 8 + ["fail", "fail", "fact", "artifact", "note", "policy", "fail for good", "end"])
@@ -194,8 +197,9 @@ class JournalMachine(RuleBasedStateMachine):
         self.asked: list[tuple[list[Request], bytes]] = []  # appends with a token that were made
         self.claims: list[Claim] = []
         self.count = 0
-        for plan in (STATES, None):
-            self.start(0, plan, 3, None, False)
+        for kinds in BEGUN:
+            self.start(0, STATES if len(kinds) % 2 else None, 3, None, False)
+            self._go_on(0, [(kind, 1) for kind in kinds], "right", "current", "fresh", True)
 
     # -- plumbing
 
@@ -322,36 +326,42 @@ class JournalMachine(RuleBasedStateMachine):
     def go_on_as_well(self, pick: int, steps: Any, token: str) -> None:
         self._go_on(pick, steps, "right", "current", token, True)
 
-    @rule(pick=NUMBERS, steps=st.lists(st.tuples(KINDS, NUMBERS), max_size=3), what=NUMBERS, number=NUMBERS,
-          epoch=st.sampled_from(["current", "current", "current", "none"]))  # fmt: skip
-    def break_a_rule(self, pick: int, steps: Any, what: int, number: int, epoch: str) -> None:
-        """A legal batch, and then an event that breaks a rule that can be broken there."""
+    @rule(pick=NUMBERS, steps=st.lists(st.tuples(KINDS, NUMBERS), max_size=3), number=NUMBERS)
+    def break_every_rule(self, pick: int, steps: Any, number: int) -> None:
+        """A legal batch, and then an event that breaks a rule: for each rule that can be broken there."""
         run_id = self.some_run(pick)
         before = self.legal_batch(run_id, steps)
         shape = self.shape(run_id).copy()
         for event in before:
             if shape.broken(event) is None:
                 shape.take(event)
-        strange = strange_events(shape, number)
-        fitting = [word for word, event in strange.items() if word in NO_RULE or shape.broken(event) == word]
-        events = (*before, strange[fitting[what % len(fitting)]])
-        self.put_named(events)
-        self.append([Request(run_id, self.shape(run_id).head, events, epoch=self.epoch(run_id, epoch))], None)
+        self.put_named(before)
+        for place in range(3):
+            for word, event in strange_events(shape, number + place).items():
+                if word in NO_RULE or shape.broken(event) == word:
+                    self.put_named([event])
+                    asked = Request(run_id, self.shape(run_id).head, (*before, event), self.epoch(run_id, "current"))
+                    assert isinstance(self.append([asked], None), Refused)
 
     @precondition(lambda self: self.asked)
-    @rule(pick=NUMBERS, epoch=EPOCHS, how=AGAIN)
-    def ask_again(self, pick: int, epoch: str, how: str) -> None:
-        """The answer was lost, or somebody else has the same idea."""
+    @rule(pick=NUMBERS, epoch=EPOCHS)
+    def ask_again(self, pick: int, epoch: str) -> None:
+        """The answer was lost, or somebody else has the same idea, or takes the same token for another one."""
         requests, token = self.asked[-1 - pick % len(self.asked)]
-        again = [Request(one.run_id, one.expected, one.events, epoch=self.epoch(one.run_id, epoch)) for one in requests]
-        chosen: bytes | None = token
-        if how == "no token":
-            chosen = None
-        elif how == "another token":
-            chosen = self.new_number().to_bytes(16)
-        elif how == "shorter":
-            again[0].events = again[0].events[:-1]
-        self.append(again, chosen, many=len(again) > 1)
+        for how in ("the same", "no token", "another token", "shorter", "longer", "other events", "elsewhere"):
+            again = [
+                Request(one.run_id, one.expected, one.events, self.epoch(one.run_id, epoch)) for one in requests
+            ]
+            last, chosen = again[-1], {"no token": None, "another token": self.new_number().to_bytes(16)}
+            if how == "shorter":
+                last.events = last.events[:-1]
+            elif how == "longer":
+                last.events = (*last.events, DomainEvent("note", {}))
+            elif how == "other events":
+                last.events = (*last.events[:-1], DomainEvent("other", {}))
+            elif how == "elsewhere":
+                last.expected += 1
+            self.append(again, chosen.get(how, token), many=len(again) > 1)
 
     @rule(picks=st.lists(NUMBERS, min_size=2, max_size=3), steps=SHORT, places=st.tuples(PLACES, PLACES, PLACES),
           epoch=st.sampled_from(["current", "current", "none", "old"]), token=st.booleans())  # fmt: skip

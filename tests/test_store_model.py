@@ -111,6 +111,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.leases: dict[str, Held] = {}
         self.smallest_grace = GRACE_LARGEST
         self.put_versions(0, 8, "context_snapshot")
+        self.pin(7, "a")
+        self.lease(20)
+        self.use_lease(0, 2, "other", "add")
 
     # -- plumbing
 
@@ -268,6 +271,10 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(grace=GRACES, quarantine=WINDOWS, dry_run=st.booleans())
     def collect(self, grace: int, quarantine: int, dry_run: bool) -> None:
         self._collect(grace, quarantine, dry_run)
+
+    @rule()
+    def collect_all(self) -> None:
+        self._collect(0)
 
     def _collect(self, grace: int, quarantine: int = 0, dry_run: bool = False) -> None:
         """What stays is what pins, leases, live runs and young artifacts need, and nothing else."""
