@@ -153,6 +153,7 @@ def machine(where: Path | None = None) -> dict[str, Any]:
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": sys.argv[1:],
+        "commit": _commit(),
         "cpus": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -181,6 +182,15 @@ def probe(results: Results, workload: str, case: str, number: int, where: Path |
 
         flushes = [timed(flush)[0] for _ in range(50)]
     results.add(workload, case, MACHINE, number, cpu_probe_s=cpu, flush_probe_s=flushes)
+
+
+def _commit() -> str | None:
+    """The commit that is measured, with `-dirty` where the files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except FileNotFoundError:
+        return None
 
 
 def _version(package: str) -> str | None:

@@ -63,7 +63,7 @@ def _cell(metric: str, figure: Figure, ours: Figure | None) -> str:
         text += f" ({show(metric, figure.low)}–{show(metric, figure.high)})"
     if ours is not None:
         ratio = better(metric, ours, figure)
-        text += "" if math.isnan(ratio) else f" · ×{ratio:.2g}"
+        text += "" if math.isnan(ratio) else f" · ×{ratio:.2g}" if ratio < 100 else f" · ×{ratio:,.0f}"
     return text
 
 

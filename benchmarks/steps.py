@@ -41,7 +41,8 @@ def run(results: Results, options: Options) -> None:
         rounds = options.rounds_or(5, 3) if size < 10 << 20 else options.rounds_or(3, 2)
         if steps:
             measure = partial(measure_steps, size=size, steps=steps)
-            run_case(results, options, WORKLOAD, size_name(size), PEERS, rounds, measure)
+            # the steps belong to the name: what the first context takes on disk is shared by all of them
+            run_case(results, options, WORKLOAD, f"{size_name(size)}, {steps} steps", PEERS, rounds, measure)
 
 
 def measure_steps(peer: type[Peer], home: Path, number: int, *, size: int, steps: int) -> Samples:
