@@ -1,7 +1,7 @@
 """Group commit: appends of all threads of a process that wait at the same time share one durable commit.
 
-There is no committer thread for those who wait: whoever holds the lock takes along what the others queued. Only
-appends that nobody waits for (`wait=False`) have a thread, started with the first of them.
+A caller that is alone commits in its own thread. When several come at once, or nobody waits (`wait=False`), a thread
+of the journal commits for all of them; it is started with the first such append.
 """
 
 from __future__ import annotations
@@ -68,11 +68,19 @@ class Committer:
         self._queue.append(pending)
 
     def finish(self, pending: Pending) -> None:
-        """Return when it is done, doing the work of those before it if nobody else does."""
-        while not pending.done.is_set():
-            with self._leader:
-                if not pending.done.is_set():
+        """Return when it is done. Where nobody commits the caller does it itself; else the thread takes along, with
+        the next commit, all who came meanwhile: callers that lined up for the lock would go one by one."""
+        if self._leader.acquire(blocking=False):
+            try:
+                while not pending.done.is_set():
                     self._drain()
+            finally:
+                self._leader.release()
+            if self._queue:
+                self.start_thread()
+        else:
+            self.start_thread()
+            pending.done.wait()
 
     def start_thread(self) -> None:
         """Have the queue drained without anybody waiting."""

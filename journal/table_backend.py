@@ -42,6 +42,7 @@ from journal.rows import (
     unpack_claim,
     unpack_number,
     unpack_run,
+    unpack_stamp,
     unpack_state,
 )
 
@@ -63,6 +64,11 @@ class TableLook:
     def numbered(self, number_: int) -> RunRow | None:
         found = self._txn.get(RUN, number(number_))
         return None if found is None else unpack_run(number_, found)
+
+    def stamp(self, number_: int) -> tuple[int, int] | None:
+        """(head, epoch) of a run."""
+        found = self._txn.get(RUN, number(number_))
+        return None if found is None else unpack_stamp(found)
 
     def next_number(self) -> int:
         found = self._txn.get(META, META_NEXT_RUN)
@@ -293,13 +299,12 @@ class TableBackend:
         self._tables.close()
 
 
-def _is_stale(look: Look, write: RunWrite) -> bool:
+def _is_stale(look: TableLook, write: RunWrite) -> bool:
     """Whether what the write was made from has changed since."""
     before = write.before
     if before is None:
         return look.next_number() != write.after.number or look.run(write.after.run_id) is not None
-    row = look.numbered(before.number)
-    return row is None or (row.head, row.epoch) != (before.head, before.epoch)
+    return look.stamp(before.number) != (before.head, before.epoch)
 
 
 def _write_run(txn: WriteTransaction, write: RunWrite, position: int) -> None:
