@@ -56,7 +56,7 @@ from casstore.reports import (
 )
 from casstore.roots import RetainingSource, Retention, Root, RootSource
 from casstore.store import Store
-from casstore.writing import PutItem
+from casstore.writing import PreparedPut, PutItem
 
 __all__ = [
     "AlreadyOpen",
@@ -91,6 +91,7 @@ __all__ = [
     "NotFound",
     "PinNotFound",
     "PoisonedHandle",
+    "PreparedPut",
     "PutItem",
     "Quarantined",
     "ReadOnly",

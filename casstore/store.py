@@ -47,7 +47,7 @@ from casstore.reports import (
     Why,
 )
 from casstore.roots import RootSource
-from casstore.writing import PutItem, Writer, check_kind
+from casstore.writing import PreparedPut, PutItem, Writer, check_kind
 
 GRACE_S: Final = 3600
 KEEP_COMPLETED_S: Final = 14 * 86400
@@ -272,6 +272,24 @@ class Store:
         )
 
     # -- for the journal
+
+    def prepare_value(
+        self, value: object, *, kind: str = "value", base: ArtifactId | None = None
+    ) -> PreparedPut | None:  # fmt: skip
+        """Encode and hash a value for `put_prepared`; None where it is too large to go with others.
+
+        Raises: InvalidValue with the path.
+        """
+        self._check(write=True)
+        data, links = values.encode(value)
+        item = PutItem(data=data, kind=check_kind(kind), base=_optional_id(base, "base"))
+        return self._writer.prepare(item, links)
+
+    def put_prepared(self, prepared: Sequence[PreparedPut]) -> None:
+        """Put several in one transaction; durable with the next `sync`. Raises: MissingArtifact, StoreFull (none
+        is put)."""
+        self._check(write=True)
+        self._writer.put_prepared(prepared)
 
     def sync(self) -> int:
         """A barrier: all commits up to the returned number, of whichever process, are on disk."""

@@ -49,6 +49,16 @@ class PutItem:
     base: ArtifactId | None = None
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class PreparedPut:
+    """An artifact that is hashed and encoded, and waits to be put together with others."""
+
+    id: ArtifactId
+    item: PutItem
+    artifact: NewArtifact
+
+
 def check_kind(kind: str) -> str:
     """Raises: InvalidArgument unless `kind` is an identifier of at most 63 lowercase characters."""
     if type(kind) is not str or not _KIND.fullmatch(kind):
@@ -84,6 +94,21 @@ class Writer:
             self._recent.add(digest, item.data)
         self._flush(durable)
         return ArtifactId(digest)
+
+    def prepare(self, item: PutItem, links: tuple[ArtifactId, ...]) -> PreparedPut | None:
+        """All of a put that needs no transaction; None for what is too large to go with others."""
+        if len(item.data) > frames.FRAME_SIZE:
+            return None
+        digest = blake3(item.data).digest()
+        prepared = self._prepare(item, digest, tuple(link.digest for link in links))
+        return PreparedPut(ArtifactId(digest), item, prepared)
+
+    def put_prepared(self, prepared: Sequence[PreparedPut]) -> None:
+        """In one transaction; durable with the next flush. Raises: MissingArtifact, StoreFull: then none is put."""
+        self._write([put.artifact for put in prepared], [put.item for put in prepared], None)
+        for put in prepared:
+            if put.item.base is not None or put.item.kind == "context_snapshot":
+                self._recent.add(put.artifact.digest, put.item.data)
 
     def put_many(self, items: Sequence[PutItem], *, lease: str | None = None) -> list[ArtifactId]:
         """In order; one transaction for each 4 MiB. Durable on return, all of them; a failure keeps a prefix."""

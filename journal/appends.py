@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, final
 from uuid import UUID
 
-from casstore import Store
-from casstore.errors import PoisonedHandle
+from casstore import PreparedPut, Store
+from casstore.errors import PoisonedHandle, StoreError
+from casstore.steps import reach
 from journal import records
 from journal.admission import AlreadyThere, ClaimRequest, RunAppend, Terms, admit
 from journal.backend import JournalBackend, Look, RunWrite
@@ -51,13 +52,16 @@ class Appended:
 class Append(Pending):
     """An append on its way: what was asked, and the answers once it is done."""
 
-    __slots__ = ("answers", "named", "requests", "token")
+    __slots__ = ("answers", "named", "puts", "requests", "token")
 
-    def __init__(self, requests: list[RunAppend], token: bytes | None, cursors: Mapping[str, int] | None) -> None:
+    def __init__(
+        self, requests: list[RunAppend], token: bytes | None, cursors: Mapping[str, int] | None,
+        puts: Sequence[PreparedPut] = (),
+    ) -> None:  # fmt: skip
         super().__init__(sum(len(request.events) for request in requests))
         for name, position in (cursors or {}).items():
             self.cursors[check_cursor(name)] = check_int("position", position, 0, 1 << 63)
-        self.requests, self.token = requests, token
+        self.requests, self.token, self.puts = requests, token, puts
         self.named = [link for request in requests for event in request.events for link in links(event)]
         self.answers: list[RunWrite | AlreadyThere] = []
 
@@ -91,10 +95,12 @@ class Appender:
         self._committer = Committer(self._commit_group)
 
     def append(
-        self, requests: Iterable[RunAppend], token: bytes | None, cursors: Mapping[str, int] | None = None
-    ) -> dict[UUID, Appended]:
-        """Durable on return."""
-        pending = Append(list(requests), check_token(token), cursors)
+        self, requests: Iterable[RunAppend], token: bytes | None, cursors: Mapping[str, int] | None = None,
+        puts: Sequence[PreparedPut] = (),
+    ) -> dict[UUID, Appended]:  # fmt: skip
+        """Durable on return, and `puts` before."""
+        pending = Append(list(requests), check_token(token), cursors, puts)
+        reach("append.asked")
         self._committer.submit(pending)
         return self.answer(pending)
 
@@ -130,6 +136,8 @@ class Appender:
         waiting = [append for append in appends if append.error is None and append.writes != []]
         if not waiting:
             return
+        self._put_all(waiting)
+        waiting = [append for append in waiting if append.error is None]
         synced = self._store.sync() if any(append.named for append in waiting) else 0  # 1: the barrier
 
         def again(unit: Any, look: Look) -> None:
@@ -143,6 +151,21 @@ class Appender:
             self._backend.commit(waiting, again, check)
         except PoisonedHandle as error:
             raise OutcomeUnknown("an append", str(error)) from error
+
+    def _put_all(self, appends: Sequence[Append]) -> None:
+        """What the appends bring along goes into the store in one transaction; where that fails, one by one."""
+        together = [put for append in appends for put in append.puts]
+        if not together:
+            return
+        try:
+            self._store.put_prepared(together)
+        except StoreError as error:
+            bringing = [append for append in appends if append.puts]
+            if len(bringing) == 1:
+                bringing[0].error = error
+                return
+            for append in bringing:
+                self._put_all([append])
 
     def _admit_all(self, appends: Sequence[Append], terms: Terms) -> None:
         """A second append to a run in one group has to wait for the first: it is admitted under the lock."""

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, final
 from uuid import UUID, uuid5
 
-from casstore import values
+from casstore import PreparedPut, values
 from casstore.ids import ArtifactId
 from journal import domain
 from journal.errors import (
@@ -227,12 +227,13 @@ class Attempt:
         with run._lock:
             if then is not None and run._plan() is not None and then not in (run._plan() or ()):
                 raise StateNotInPlan(then, run._plan())
-            snapshot_id = put()
+            prepared = run._prepare_context(context, base=self.base_snapshot_id)
+            snapshot_id = put() if prepared is None else prepared.id
             events: list[Event] = [StateCompleted(state_id=self.state_id, context_snapshot_id=snapshot_id)]
             if then is not None:
                 attempt = run._entries(then)
                 events.append(StateEntered(state_id=then, attempt=attempt, base_snapshot_id=snapshot_id))
-            self._record(events, (put,))
+            self._record(events, (put,), () if prepared is None else (prepared,))
             self._status = "completed"
             run._attempt_closed(self)
         return snapshot_id
@@ -288,9 +289,11 @@ class Attempt:
 
     # -- plumbing
 
-    def _record(self, events: list[Event], refill: tuple[Refill, ...] = ()) -> None:
+    def _record(
+        self, events: list[Event], refill: tuple[Refill, ...] = (), puts: tuple[PreparedPut, ...] = ()
+    ) -> None:
         self._check_open()
-        self._run._append(events, refill, attempt=self)
+        self._run._append(events, refill, attempt=self, puts=puts)
 
     def _check_open(self) -> None:
         if self._status == "lost":

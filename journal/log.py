@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, final, overload
 from uuid import UUID
 
 import casstore
-from casstore import Retention, Root, Store
+from casstore import PreparedPut, Retention, Root, Store
 from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, ReadOnly
 from casstore.home import open_home
 from casstore.lmdb_tables import LmdbTables
@@ -78,6 +78,7 @@ class Journal(RunOperations, RunUpkeep):
         self, run_id: UUID | str, expected_seq: int, events: Iterable[Event | RecordedEvent], *,
         token: bytes | None = None, epoch: int | None = None, wait: Literal[True] = True,
         claim: ClaimRequest | None = None, cursors: Mapping[str, int] | None = None,
+        puts: Sequence[PreparedPut] = (),
     ) -> Appended: ...  # fmt: skip
 
     @overload
@@ -90,13 +91,13 @@ class Journal(RunOperations, RunUpkeep):
     def append(
         self, run_id: UUID | str, expected_seq: int, events: Iterable[Event | RecordedEvent], *,
         token: bytes | None = None, epoch: int | None = None, wait: bool = True, claim: ClaimRequest | None = None,
-        cursors: Mapping[str, int] | None = None,
+        cursors: Mapping[str, int] | None = None, puts: Sequence[PreparedPut] = (),
     ) -> Appended | PendingAppend:  # fmt: skip
         """Append to a run that holds `expected_seq` events (0: a new run); all or nothing, durable on return.
 
         `token` (16 bytes) names this append: after a lost answer it is repeated with the same one. `epoch` is that
         of the caller's claim. With `wait=False` a handle comes back at once; its `result()` waits. `cursors` are moved
-        in the same commit.
+        in the same commit. `puts` (of `store.prepare_value`) are put before, with those of others that wait.
         Raises: Conflict, Claimed, Fenced, InvalidEvent leaves, EventTooLarge, MissingArtifact, StoreFull (nothing
         was written), OutcomeUnknown.
         """
@@ -104,7 +105,7 @@ class Journal(RunOperations, RunUpkeep):
         request = request_of(run_id, expected_seq, events, epoch, claim)
         if not wait:
             return self._appender.append_later(request, token, cursors)
-        return self._appender.append([request], token, cursors)[request.run_id]
+        return self._appender.append([request], token, cursors, puts)[request.run_id]
 
     def append_many(
         self, batches: Mapping[UUID | str, tuple[int, Iterable[Event | RecordedEvent]]], *,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, TypeAlias, final
 from uuid import UUID
 
-from casstore import Store
+from casstore import PreparedPut, Store
 from casstore.errors import MissingArtifact, PoisonedHandle, StoreError
 from casstore.ids import ArtifactId
 from journal import domain
@@ -257,8 +257,9 @@ class Run:
                     self._claim = renewed
 
     def _append(
-        self, events: Sequence[Event], refill: Iterable[Refill] = (), *, attempt: Attempt | None = None
-    ) -> None:
+        self, events: Sequence[Event], refill: Iterable[Refill] = (), *, attempt: Attempt | None = None,
+        puts: Sequence[PreparedPut] = (),
+    ) -> None:  # fmt: skip
         """One append at the head this object knows, under a fresh token.
 
         If an artifact was collected between put and append, `refill` puts it again and the same append is made once
@@ -267,7 +268,7 @@ class Run:
         with self._lock:
             fitted, moved = fit_all(events, self._store)
             try:
-                self._write(fitted, (*refill, *moved))
+                self._write(fitted, (*refill, *moved), puts)
             except _LOSING:
                 self._lose(attempt)
                 raise
@@ -278,13 +279,13 @@ class Run:
         if ended and self._on_end is not None:
             self._on_end(self)
 
-    def _write(self, events: list[Event], refill: tuple[Refill, ...]) -> None:
+    def _write(self, events: list[Event], refill: tuple[Refill, ...], puts: Sequence[PreparedPut]) -> None:
         token = secrets.token_bytes(16)
         expected = self._view.head
         look_up(self._view, events)
 
         def append() -> None:
-            self._journal.append(self.run_id, expected, events, token=token, epoch=self.epoch)
+            self._journal.append(self.run_id, expected, events, token=token, epoch=self.epoch, puts=puts)
 
         try:
             append()
@@ -360,6 +361,12 @@ class Run:
 
     def _put_context(self, context: Any, *, base: ArtifactId | None) -> ArtifactId:
         return put_context(self._journal, context, base=base)
+
+    def _prepare_context(self, context: Any, *, base: ArtifactId) -> PreparedPut | None:
+        """The context as it goes with the append; None where it is stored, or is put by itself."""
+        if type(context) is ArtifactId:
+            return None
+        return self._store.prepare_value(self._codec.to_plain(context), kind=SNAPSHOT_KIND, base=base)
 
     def _put_manifest(self, manifest: Any) -> ArtifactId:
         return put_manifest(self._store, manifest)

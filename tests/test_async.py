@@ -485,7 +485,7 @@ def test_cancelled_during_a_complete_that_is_refused(jrn: Any) -> None:
 
         async with inside(run, A, handler) as task:
             jrn.cancel(run.run_id)
-            with gate_at("put.after_commit") as gate:
+            with gate_at("append.asked") as gate:
                 go.set()
                 await gate.reached.wait()
                 task.cancel()

@@ -274,6 +274,43 @@ def test_threads_share_commits(tmp_path: Path) -> None:
         assert jrn.position() == 16 * 2 and jrn.verify() == []
 
 
+def test_snapshots_of_many_runs_share_the_commits_of_both(tmp_path: Path) -> None:
+    """Runs that complete a state at the same time: one commit of the store and one of the journal for all of them;
+    one whose context links to what is not there fails alone."""
+    with journal.open(tmp_path / "home") as jrn:
+        attempts = [jrn.start_run("flow", manifest={}, context={"n": n}).enter(A) for n in range(9)]
+        committer = jrn._appender._committer
+        outcomes: list[str] = []
+
+        def work(place: int, attempt: Any) -> None:
+            context = {"n": place, "link": casstore.ArtifactId.of(b"never")} if place == 8 else {"n": -place}
+            try:
+                attempt.complete(context)
+            except casstore.MissingArtifact:
+                outcomes.append("missing")
+            else:
+                outcomes.append("completed")
+
+        threads = [threading.Thread(target=work, args=pair) for pair in enumerate(attempts)]
+
+        def all_of_them(count: int) -> None:
+            with committer._leader:
+                for thread in threads[-count:]:
+                    thread.start()
+                while len(committer._queue) < count:
+                    threading.Event().wait(0.001)
+            for thread in threads[-count:]:
+                thread.join()
+
+        threads = threads[:8]
+        seen = count_steps(partial(all_of_them, 8))
+        assert (seen["put.after_commit"], seen["append.committed"]) == (1, 1) and outcomes == ["completed"] * 8
+        work(8, attempts[8])
+        assert outcomes[-1] == "missing" and attempts[8].run.state.open_attempt is not None
+        assert [attempt.run.context() for attempt in attempts[:8]] == [{"n": -place} for place in range(8)]
+        assert jrn.verify() == [] and jrn.store.verify().findings == ()
+
+
 def test_a_forked_child_is_refused_and_may_reopen(tmp_path: Path) -> None:
     """The inherited journal refuses; the child opens its own, and the parent goes on."""
     with journal.open(tmp_path / "home") as jrn:
