@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Final, final
 
 from casstore import codec
@@ -81,7 +82,7 @@ def _rows(backend: BlobBackend) -> Iterator[Kept]:
 def _plan(backend: BlobBackend, reader: Reader, digests: Sequence[bytes]) -> tuple[list[Kept], list[bytes]]:
     """What to restore, with all that it links to, and what of it is there already.
 
-    What an artifact needs has a smaller data_id than it has, so their order is the order to put them in.
+    Children come first. The order of data_ids would not do: a child that was put again since is younger.
     """
     found: dict[bytes, Kept] = {}
     known: list[bytes] = []
@@ -101,7 +102,9 @@ def _plan(backend: BlobBackend, reader: Reader, digests: Sequence[bytes]) -> tup
         found[digest] = row
         todo += [(link, digest) for link in dict.fromkeys(row.links) if link not in seen]
         seen.update(row.links)
-    return sorted(found.values(), key=lambda row: row.data_id), known
+    oldest_first = sorted(found.values(), key=lambda row: row.data_id)
+    order = TopologicalSorter({row.digest: [link for link in row.links if link in found] for row in oldest_first})
+    return [found[digest] for digest in order.static_order()], known
 
 
 def _restore(backend: BlobBackend, reader: Reader, writer: Writer, row: Kept, lease: str) -> None:

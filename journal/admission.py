@@ -165,6 +165,7 @@ def _write(
                  events=request.events)  # fmt: skip
     write = RunWrite(before=row, after=after, records=encoded, states=_states(view, row, look),
                      facts={key: fact.seq for key, fact in view.new_facts.items()})  # fmt: skip
+    write.held = None if row is None else look.claim(row.number)
     if after.status is None:
         write.claim = claim
     else:

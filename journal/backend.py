@@ -83,7 +83,8 @@ class ClaimRow(NamedTuple):
 class RunWrite:
     """What one append changes of one run. `states` and `facts` (key to seq) hold only what changed.
 
-    `claim` is set, or deleted where it is None and `drop_claim`.
+    `claim` is set, or deleted where it is None and `drop_claim`. `held` is the claim that was there when it was
+    judged.
     """
 
     before: RunRow | None
@@ -93,6 +94,7 @@ class RunWrite:
     facts: dict[str, int] = field(default_factory=dict)
     claim: ClaimRow | None = None
     drop_claim: bool = False
+    held: ClaimRow | None = None
 
 
 @dataclass(slots=True)
@@ -186,8 +188,8 @@ class JournalBackend(Protocol):
     ) -> None:
         """Write the units, in order, under the lock that keeps every other writer out.
 
-        A unit whose `writes` are None or no longer hold (a row's head or epoch is another, or the number of a new
-        run is taken) is admitted here, from a look that has the units before it. Then `check`, then its rows are
+        A unit whose `writes` are None or no longer hold (a row's head, epoch or claim is another, or the number of
+        a new run is taken) is admitted here, from a look that has the units before it. Then `check`, then its rows are
         written. What either raises is the unit's `error` and the others go on; any other failure leaves nothing
         written. Raises: StoreFull, PoisonedHandle (the outcome is not known), ReadOnly.
         """

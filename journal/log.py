@@ -457,7 +457,7 @@ def open_journal(
         raise InvalidArgument("codec", "an object with to_plain and from_plain is wanted")
     if store is not None and store.uuid != opened.uuid:
         raise InvalidHome(str(opened.path), f"the store given belongs to another home ({store.home})")
-    used = casstore.open(home, create=create, read_only=read_only) if store is None else store
+    used = casstore.open(home, create=create, read_only=read_only, clock=clock) if store is None else store
     try:
         fresh = not (opened.journal_path / "data.mdb").exists()
         if fresh and not (create and not read_only):

@@ -304,7 +304,8 @@ def _is_stale(look: TableLook, write: RunWrite) -> bool:
     before = write.before
     if before is None:
         return look.next_number() != write.after.number or look.run(write.after.run_id) is not None
-    return look.stamp(before.number) != (before.head, before.epoch)
+    changed = look.stamp(before.number) != (before.head, before.epoch)
+    return changed or look.claim(before.number) != write.held  # renewed or released since
 
 
 def _write_run(txn: WriteTransaction, write: RunWrite, position: int) -> None:

@@ -53,8 +53,6 @@ class TwoHandles:
         self.claim = claim
 
 
-@pytest.mark.xfail(strict=True, reason="an append that lost the race for the lock is judged again for head and epoch, "
-                   "not for a claim that was renewed meanwhile")  # fmt: skip
 def test_a_claim_renewed_meanwhile_keeps_others_out() -> None:
     """Expired at the look, renewed before the commit: Claimed, and nothing is written."""
     both = TwoHandles()
@@ -65,8 +63,6 @@ def test_a_claim_renewed_meanwhile_keeps_others_out() -> None:
     assert both.owner.head(RUN) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="an append that lost the race for the lock writes back the claim that was "
-                   "released meanwhile")  # fmt: skip
 def test_a_claim_released_meanwhile_stays_released() -> None:
     """Given back by another thread of the owner while an append was on its way: nobody holds the run."""
     both = TwoHandles()

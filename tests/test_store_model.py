@@ -310,16 +310,10 @@ class StoreMachine(RuleBasedStateMachine):
         """What is in quarantine comes back, as it was, with all that it links to."""
         name = sorted(self.buried)[pick % len(self.buried)]
         back = {wanted: self.gone[wanted] for wanted in closure_of([name]) if wanted not in self.there}
-        if self._has_younger_links(back):
-            return  # see test_a_child_that_was_put_again_comes_back_before_its_parent
         self.store.undelete([name])
         for wanted, kinds in back.items():
             self.took(wanted, None, sure=True)
             self.there[wanted].kinds = kinds
-
-    def _has_younger_links(self, buried: Iterable[ArtifactId]) -> bool:
-        numbers = {name: self.store._backend.buried(name.digest).data_id for name in buried}  # type: ignore[union-attr]
-        return any(numbers.get(link, 0) > numbers[name] for name in numbers for link in LINKS[name])
 
     @rule()
     def compact(self) -> None:
@@ -447,8 +441,6 @@ TestStoreInMemory = MemoryStoreMachine.TestCase
 TestStoreInMemory.settings = BRIEF
 
 
-@pytest.mark.xfail(strict=True, raises=casstore.MissingArtifact, reason="undelete puts in the order of data_ids, but a "
-                   "child that was put again and collected again is younger than its parent in quarantine")  # fmt: skip
 def test_a_child_that_was_put_again_comes_back_before_its_parent() -> None:
     """Parent and child in quarantine; the child put again, and collected again since only the parent needs it."""
     with memory_store(clock=FakeClock()) as store:
