@@ -14,6 +14,7 @@ from blake3 import blake3
 
 from casstore.errors import InvalidCar
 from casstore.ids import DIGEST_SIZE_BYTES, ArtifactId
+from casstore.varints import varint
 
 CID_PREFIX: Final = b"\x01\x55\x1e\x20"  # CIDv1, raw, blake3, 32 bytes: what a link inside of a value holds
 CID_SIZE_BYTES: Final = len(CID_PREFIX) + DIGEST_SIZE_BYTES
@@ -48,16 +49,6 @@ def header(roots: Sequence[ArtifactId]) -> bytes:
 def block_head(id: ArtifactId, length: int) -> bytes:
     """What stands before the `length` bytes of a block."""
     return varint(CID_SIZE_BYTES + length) + CID_PREFIX + id.digest
-
-
-def varint(number: int) -> bytes:
-    """Groups of 7 bits, the lowest first."""
-    groups = bytearray()
-    while number > 0x7F:
-        groups.append(number & 0x7F | 0x80)
-        number >>= 7
-    groups.append(number)
-    return bytes(groups)
 
 
 @final

@@ -60,9 +60,12 @@ class Reader:
         return True
 
     def has_all_pieces(self, digest: bytes) -> bool:
-        """The cheap look at a large copy: its record and all its pieces are there."""
+        """The cheap look at a large copy: its record and all its pieces are there, and those of its bases."""
         try:
-            head = self.head(digest)
+            chain = self._backend.load(digest, _never)
+            if chain is None:
+                return False
+            head = chain[0]
             for start in range(0, head.stored_len, LOOK_BYTES):
                 if self._backend.load_range(head.data_id, start, min(start + LOOK_BYTES, head.stored_len)) is None:
                     return False
@@ -139,8 +142,8 @@ class Reader:
             raise self.missing(digest) from error
 
     def head(self, digest: bytes) -> Stored:
-        """How an artifact is kept, without its bytes where it is large."""
-        chain = self._backend.load(digest, _never)
+        """How an artifact is kept, without its bytes."""
+        chain = self._backend.load(digest, _always)
         if chain is None:
             raise self.missing(digest)
         return chain[0]
@@ -155,6 +158,10 @@ class Reader:
 
 def _never(_: bytes) -> bool:
     return False
+
+
+def _always(_: bytes) -> bool:
+    return True
 
 
 class _MovedOnError(Exception):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from casstore.varints import read_varint, varint
+
 Op = tuple[int, int]  # (offset in the base, length) to copy, or (-1, length) to take from the literals
 
 SEGMENTS_MAX: Final = 96
@@ -95,30 +97,30 @@ def _resync(new: bytes, at: int, base: bytes, to: int) -> Op | None:
 def pack(ops: list[Op]) -> bytes:
     """Varints: the count, then for each run its length and kind in one number, and for a copy how far its offset
     lies from the end of the copy before (zigzag)."""
-    out = bytearray(_varint(len(ops)))
+    out = bytearray(varint(len(ops)))
     end = 0
     for offset, length in ops:
-        out += _varint(length << 1 | (offset >= 0))
+        out += varint(length << 1 | (offset >= 0))
         if offset >= 0:
             move = offset - end
-            out += _varint(move << 1 if move >= 0 else (-move << 1) - 1)
+            out += varint(move << 1 if move >= 0 else (-move << 1) - 1)
             end = offset + length
     return bytes(out)
 
 
 def unpack(data: bytes) -> tuple[list[Op], int]:
     """The runs, and how many bytes they took. Raises: ValueError."""
-    count, at = _read_varint(data, 0)
+    count, at = read_varint(data, 0)
     if count > len(data):
         raise ValueError("more runs than bytes")
     ops: list[Op] = []
     end = 0
     for _ in range(count):
-        head, at = _read_varint(data, at)
+        head, at = read_varint(data, at)
         if not head & 1:
             ops.append((-1, head >> 1))
             continue
-        move, at = _read_varint(data, at)
+        move, at = read_varint(data, at)
         offset = end + (move >> 1 if not move & 1 else -((move + 1) >> 1))
         if offset < 0:
             raise ValueError("a run begins before its base")
@@ -146,25 +148,3 @@ def apply(ops: list[Op], literal: bytes, base: bytes, size: int) -> bytes:
         else:
             parts.append(base[offset : offset + length])
     return b"".join(parts)
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    number = shift = 0
-    while True:
-        if at >= len(data) or shift > 56:
-            raise ValueError("a number is cut short or too long")
-        byte = data[at]
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, at
-        shift += 7

@@ -275,10 +275,11 @@ class Store:
 
     def prepare_value(
         self, value: object, *, kind: str = "value", base: ArtifactId | None = None
-    ) -> PreparedPut | None:  # fmt: skip
-        """Encode and hash a value for `put_prepared`; None where it is too large to go with others.
+    ) -> PreparedPut | ArtifactId:  # fmt: skip
+        """Encode and hash a value for `put_prepared`. One that is too large to go with others is put at once, durable
+        with the next `sync`: then its id.
 
-        Raises: InvalidValue with the path.
+        Raises: InvalidValue with the path, and for a large one what put_value raises.
         """
         self._check(write=True)
         data, links = values.encode(value)

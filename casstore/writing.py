@@ -90,15 +90,14 @@ class Writer:
         digest = blake3(item.data).digest()
         known = None if links is None else tuple(link.digest for link in links)
         self._write([self._prepare(item, digest, known)], [item], lease)
-        if item.base is not None or item.kind == "context_snapshot":
-            self._recent.add(digest, item.data)
+        self._remember(item, digest)
         self._flush(durable)
         return ArtifactId(digest)
 
-    def prepare(self, item: PutItem, links: tuple[ArtifactId, ...]) -> PreparedPut | None:
-        """All of a put that needs no transaction; None for what is too large to go with others."""
+    def prepare(self, item: PutItem, links: tuple[ArtifactId, ...]) -> PreparedPut | ArtifactId:
+        """All of a put that needs no transaction. What is too large to go with others is put now: then its id."""
         if len(item.data) > frames.FRAME_SIZE:
-            return None
+            return self._put_large(item, None, False, False)
         digest = blake3(item.data).digest()
         prepared = self._prepare(item, digest, tuple(link.digest for link in links))
         return PreparedPut(ArtifactId(digest), item, prepared)
@@ -107,8 +106,7 @@ class Writer:
         """In one transaction; durable with the next flush. Raises: MissingArtifact, StoreFull: then none is put."""
         self._write([put.artifact for put in prepared], [put.item for put in prepared], None)
         for put in prepared:
-            if put.item.base is not None or put.item.kind == "context_snapshot":
-                self._recent.add(put.artifact.digest, put.item.data)
+            self._remember(put.item, put.artifact.digest)
 
     def put_many(self, items: Sequence[PutItem], *, lease: str | None = None) -> list[ArtifactId]:
         """In order; one transaction for each 4 MiB. Durable on return, all of them; a failure keeps a prefix."""
@@ -174,8 +172,7 @@ class Writer:
             return None
         encoded = codec.encode_with(item.data, found[1])
         base = found[0] if encoded.codec == codec.Codec.ZSTD_DICTIONARY else None
-        size, stored = len(item.data), encoded.stored
-        return NewArtifact(digest, item.kind, size, links, encoded.codec, stored, len(stored), base=base)
+        return _encoded(item, digest, links, encoded, base)
 
     def _dictionary(self, kind: str) -> tuple[bytes, bytes] | None:
         """(digest, bytes) of the kind's dictionary. Looked for now and then: an old one is as right as a new one."""
@@ -212,10 +209,7 @@ class Writer:
         encoded = codec.encode(item.data, base)
         if not codec.is_delta(encoded.codec):
             return None
-        size, stored = len(item.data), encoded.stored
-        return NewArtifact(
-            digest, item.kind, size, links, encoded.codec, stored, len(stored), base=base_digest, chain=chain
-        )
+        return _encoded(item, digest, links, encoded, base_digest, chain)
 
     def _base(self, item: PutItem) -> tuple[bytes, bytes, int] | None:
         """(digest, bytes, chain of the new artifact) of the base to use: the one on the hint's base walk whose
@@ -338,6 +332,11 @@ class Writer:
         self._flush(durable)
         return ArtifactId(digest)
 
+    def _remember(self, item: PutItem, digest: bytes) -> None:
+        """What a later version may be a delta of is kept at hand."""
+        if item.base is not None or item.kind == "context_snapshot":
+            self._recent.add(digest, item.data)
+
     def _flush(self, durable: bool) -> None:
         """Also after a hit that wrote nothing: another writer's row may not be on disk yet (H23)."""
         if durable:
@@ -426,10 +425,15 @@ def links_of(data: bytes) -> tuple[bytes, ...]:
 
 
 def _whole(item: PutItem, digest: bytes, links: tuple[bytes, ...]) -> NewArtifact:
-    encoded = codec.encode_whole(item.data)
-    return NewArtifact(
-        digest, item.kind, len(item.data), links, encoded.codec, encoded.stored, len(encoded.stored)
-    )
+    return _encoded(item, digest, links, codec.encode_whole(item.data))
+
+
+def _encoded(
+    item: PutItem, digest: bytes, links: tuple[bytes, ...], encoded: codec.Encoded, base: bytes | None = None,
+    chain: int = 0,
+) -> NewArtifact:  # fmt: skip
+    size, stored = len(item.data), encoded.stored
+    return NewArtifact(digest, item.kind, size, links, encoded.codec, stored, len(stored), base=base, chain=chain)
 
 
 def _batches(items: Sequence[PutItem]) -> Iterator[list[PutItem]]:

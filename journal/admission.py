@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, final
+from typing import NamedTuple, final
 from uuid import UUID
 
 from casstore.ids import ArtifactId
@@ -20,8 +20,6 @@ from journal.events import DomainEvent, Event, RunStarted, StateFailed
 from journal.records import Batch, context_of
 from journal.storable import RETRY_AT
 from journal.views import LastFailure, OpenAttempt, RunView, StateEntries
-
-ZERO_ID: Final = ArtifactId(bytes(32))
 
 
 @final

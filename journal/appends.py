@@ -105,10 +105,11 @@ class Appender:
         return self.answer(pending)
 
     def append_later(
-        self, request: RunAppend, token: bytes | None, cursors: Mapping[str, int] | None = None
-    ) -> PendingAppend:
+        self, request: RunAppend, token: bytes | None, cursors: Mapping[str, int] | None = None,
+        puts: Sequence[PreparedPut] = (),
+    ) -> PendingAppend:  # fmt: skip
         """Queued on return."""
-        pending = Append([request], check_token(token), cursors)
+        pending = Append([request], check_token(token), cursors, puts)
         self._committer.submit(pending)
         self._committer.start_thread()
         return PendingAppend(self, pending)

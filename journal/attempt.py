@@ -228,12 +228,12 @@ class Attempt:
             if then is not None and run._plan() is not None and then not in (run._plan() or ()):
                 raise StateNotInPlan(then, run._plan())
             prepared = run._prepare_context(context, base=self.base_snapshot_id)
-            snapshot_id = put() if prepared is None else prepared.id
+            snapshot_id = prepared if isinstance(prepared, ArtifactId) else prepared.id
             events: list[Event] = [StateCompleted(state_id=self.state_id, context_snapshot_id=snapshot_id)]
             if then is not None:
                 attempt = run._entries(then)
                 events.append(StateEntered(state_id=then, attempt=attempt, base_snapshot_id=snapshot_id))
-            self._record(events, (put,), () if prepared is None else (prepared,))
+            self._record(events, (put,), () if isinstance(prepared, ArtifactId) else (prepared,))
             self._status = "completed"
             run._attempt_closed(self)
         return snapshot_id

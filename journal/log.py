@@ -86,6 +86,7 @@ class Journal(RunOperations, RunUpkeep):
         self, run_id: UUID | str, expected_seq: int, events: Iterable[Event | RecordedEvent], *,
         token: bytes | None = None, epoch: int | None = None, wait: Literal[False],
         claim: ClaimRequest | None = None, cursors: Mapping[str, int] | None = None,
+        puts: Sequence[PreparedPut] = (),
     ) -> PendingAppend: ...  # fmt: skip
 
     def append(
@@ -104,7 +105,7 @@ class Journal(RunOperations, RunUpkeep):
         self._check(write=True)
         request = request_of(run_id, expected_seq, events, epoch, claim)
         if not wait:
-            return self._appender.append_later(request, token, cursors)
+            return self._appender.append_later(request, token, cursors, puts)
         return self._appender.append([request], token, cursors, puts)[request.run_id]
 
     def append_many(

@@ -75,7 +75,8 @@ class Run:
         self._entered_ahead: Attempt | None = None  # opened by complete(then=…), not yet asked for
         self._decision: Decision | None = None
         self._listed: tuple[ArtifactId, tuple[str, ...]] | None = None  # a plan kept in an artifact
-        self._planned_from = 0  # states of the plan before this place are completed; a plan of a run never changes here
+        self._decided_plan: tuple[str, ...] | None = None  # the plan that `next` was last decided by
+        self._planned_from = 0  # its states before this place are completed
         self._overtaken_by_renewal = False
         self._on_end: Callable[[Run], None] | None = None
         self._children: dict[UUID, Run] = {}
@@ -125,6 +126,8 @@ class Run:
             if planned is not None:
                 return planned
             decision = self._decide()
+            if self._decided_plan != self._plan():
+                self._decided_plan, self._planned_from = self._plan(), 0
         if isinstance(decision, Orphaned | Enter):
             return decision.state_id
         if isinstance(decision, Choose):
@@ -362,10 +365,10 @@ class Run:
     def _put_context(self, context: Any, *, base: ArtifactId | None) -> ArtifactId:
         return put_context(self._journal, context, base=base)
 
-    def _prepare_context(self, context: Any, *, base: ArtifactId) -> PreparedPut | None:
-        """The context as it goes with the append; None where it is stored, or is put by itself."""
+    def _prepare_context(self, context: Any, *, base: ArtifactId) -> PreparedPut | ArtifactId:
+        """The context as it goes with the append; its id where it is stored already."""
         if type(context) is ArtifactId:
-            return None
+            return context
         return self._store.prepare_value(self._codec.to_plain(context), kind=SNAPSHOT_KIND, base=base)
 
     def _put_manifest(self, manifest: Any) -> ArtifactId:
@@ -384,9 +387,14 @@ class Run:
         return state_of(view, self._journal.history(view.run_id, view.head) if view.stored_head else None)
 
     def _planned(self) -> str | None:
-        """The next state of the plan where nothing else is to be decided: found from where the last one was."""
+        """The next state of the plan where nothing else is to be decided: found from where the last one was.
+
+        A plan that was not decided by yet is left to `decide`, which checks it against the stream.
+        """
         view, plan = self._view, self._plan()
         if plan is None or view.status is not None or view.open_attempt is not None or view.last_failure is not None:
+            return None
+        if plan != self._decided_plan:
             return None
         while self._planned_from < len(plan) and view.is_completed(plan[self._planned_from]):
             self._planned_from += 1

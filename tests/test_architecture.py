@@ -22,7 +22,7 @@ PUBLIC = {
 }  # fmt: skip
 PURE = {
     "casstore.car", "casstore.codec", "casstore.frames", "casstore.segments", "casstore.values", "casstore.ids",
-    "casstore.marks",
+    "casstore.marks", "casstore.varints",
     "journal.events", "journal.event_json", "journal.views", "journal.envelopes", "journal.records",
     "journal.decisions", "journal.domain", "journal.failures", "journal.ids", "journal.storable",
 }  # fmt: skip

@@ -17,13 +17,9 @@ import casstore
 import journal
 from casstore import steps
 from casstore.testing import FakeRoots
+from tests.helpers import python as child
 
 A, B = "flow.step.a", "flow.step.b"
-
-
-def child(code: str, *arguments: object) -> subprocess.Popen[str]:
-    line = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def files(path: Path) -> list[str]:

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -15,11 +14,7 @@ import pytest
 import casstore
 from casstore import ArtifactId, steps
 from casstore.testing import FakeRoots
-
-
-def child(code: str, *arguments: object) -> subprocess.Popen[str]:
-    line = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+from tests.helpers import python as child
 
 
 def fill(store: casstore.Store, count: int) -> list[ArtifactId]:
@@ -63,6 +58,7 @@ ONE = """
 import os, signal, sys
 import casstore
 from casstore import steps
+from tests.helpers import python as child
 home, stop = sys.argv[1], int(sys.argv[2])
 count = 0
 def listener(step):

@@ -311,6 +311,17 @@ def test_snapshots_of_many_runs_share_the_commits_of_both(tmp_path: Path) -> Non
         assert jrn.verify() == [] and jrn.store.verify().findings == ()
 
 
+def test_what_goes_with_an_append_that_nobody_waits_for_is_put_too(tmp_path: Path) -> None:
+    """`puts` with wait=False: there and durable when the result is."""
+    with journal.open(tmp_path / "home") as jrn:
+        run = jrn.start_run("flow", manifest={}, context={}, claim=False)
+        prepared = jrn.store.prepare_value({"goes": "along"})
+        assert isinstance(prepared, casstore.PreparedPut)
+        event = DomainEvent("note", {}, prepared.id)
+        assert jrn.append(run.run_id, run.head, [event], wait=False, puts=[prepared]).result().last_seq == 3
+        assert jrn.store.get_value(prepared.id) == {"goes": "along"}
+
+
 def test_a_forked_child_is_refused_and_may_reopen(tmp_path: Path) -> None:
     """The inherited journal refuses; the child opens its own, and the parent goes on."""
     with journal.open(tmp_path / "home") as jrn:

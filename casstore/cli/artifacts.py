@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from casstore.cli.options import (
     open_journal,
     open_store,
 )
+from journal.event_json import value_to_json
 
 
 def register(cli: click.Group) -> None:
@@ -45,10 +47,6 @@ def register(cli: click.Group) -> None:
         with open_store(home, read_only=True) as store:
             name = artifact(store, id)
             if value or out.as_json:
-                import json
-
-                from journal.event_json import value_to_json
-
                 click.echo(json.dumps(value_to_json(store.get_value(name)), ensure_ascii=False))
                 return
             with store.open_reader(name) as reader:

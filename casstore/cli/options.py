@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar, final
+from typing import Any, Final, final
 
 import click
 import pytimeparse2
@@ -19,9 +19,6 @@ import casstore
 import journal
 from casstore import ArtifactId, Store
 from journal import Journal
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2

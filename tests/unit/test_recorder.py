@@ -15,7 +15,7 @@ from uuid import uuid4, uuid5
 import pytest
 
 import journal
-from casstore import ArtifactId
+from casstore import ArtifactId, values
 from casstore import errors as store_errors
 from journal import DomainEvent, NonRetryable, RunCompleted, RunStatus, StateCompleted, StateEntered, StateFailed
 from journal import errors as problems
@@ -108,6 +108,37 @@ def test_contexts_are_fresh_at_each_call(jrn: Any) -> None:
     with run.enter(A) as attempt:
         assert (attempt.attempt, attempt.context()) == (1, {"n": 0})
         attempt.complete({})
+
+
+def test_a_plan_that_changes_within_the_run_is_gone_through_anew(jrn: Any) -> None:
+    """A run_policy recorded on the way: states put before those that are completed are not skipped."""
+    run = start(jrn, plan=[A, B])
+    assert run.next == A
+    with run.enter(A) as attempt:
+        attempt.complete({})
+    assert run.next == B
+    run.emit("run_policy", {"plan": [C, A, B], "max_attempts": 3})
+    assert run.next == C
+    run.emit("run_policy", {"plan": [C, B], "max_attempts": 3})
+    with pytest.raises(problems.StateNotInPlan):
+        _ = run.next
+
+
+def test_a_large_context_is_encoded_once(jrn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above a MiB the context does not go with the append, and is not encoded for that either."""
+    run, sizes = start(jrn), []
+    encode = values.encode
+
+    def counted(value: object) -> Any:
+        encoded = encode(value)
+        sizes.append(len(encoded[0]))
+        return encoded
+
+    monkeypatch.setattr(values, "encode", counted)
+    with run.enter(A) as attempt:
+        attempt.complete({"text": "x" * (2 << 20)})
+    assert sum(size > 1 << 20 for size in sizes) == 1
+    assert len(run.context()["text"]) == 2 << 20
 
 
 def test_completing_and_entering_in_one_append(jrn: Any) -> None:
