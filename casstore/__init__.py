@@ -37,6 +37,7 @@ from casstore.errors import (
     UnsupportedFormat,
 )
 from casstore.ids import ArtifactId
+from casstore.items import PreparedPut, PutItem
 from casstore.leases import Lease
 from casstore.opening import open_store as open
 from casstore.reports import (
@@ -56,7 +57,6 @@ from casstore.reports import (
 )
 from casstore.roots import RetainingSource, Retention, Root, RootSource
 from casstore.store import Store
-from casstore.writing import PreparedPut, PutItem
 
 __all__ = [
     "AlreadyOpen",

@@ -73,6 +73,14 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
+def encoding_name(codec: int) -> str:
+    """A word for people."""
+    try:
+        return Codec(codec).name.lower().replace("_", "-")
+    except ValueError:
+        return f"unknown-{codec}"
+
+
 def is_delta(codec: int) -> bool:
     return codec in (Codec.SEGMENTS, Codec.ZSTD_DELTA)
 

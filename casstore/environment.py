@@ -366,6 +366,9 @@ def open_environment(
         if shared is not None:
             if shared.read_only and not read_only:
                 raise AlreadyOpen(str(path), "read-only")
+            # Another part of the program knows of fewer tables: the journal's environment also holds staged rows.
+            missing = [name for name in databases if name not in shared._databases]
+            _open_databases(shared, missing, read_only=shared.read_only)
             return shared.retain()
         size = _data_size(path)
         if not create and not size:
@@ -444,8 +447,9 @@ def _open_databases(environment: Environment, names: Sequence[bytes], *, read_on
             raise DamagedStore(str(environment.path), f"table {name.decode()} is missing") from error
         except lmdb.Error as error:
             raise environment._translate(error) from error
-    with suppress(lmdb.Error):
-        environment._env.reader_check()
+    if names:
+        with suppress(lmdb.Error):
+            environment._env.reader_check()
 
 
 def _after_fork_in_child() -> None:

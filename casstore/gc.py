@@ -35,6 +35,7 @@ from casstore.processes import is_gone
 from casstore.removals import Removals
 from casstore.reports import GcReport
 from casstore.roots import RetainingSource, Retention, Root, RootSource
+from casstore.stage import Stage
 from casstore.steps import reach
 
 BATCH_ROWS: Final = 6000  # at most, whatever the pace says: more would need more memory for the pages changed
@@ -88,10 +89,10 @@ class Collector:
 
     def __init__(
         self, backend: BlobBackend, roots: RootSource, *, now_s: int, grace_s: int, keep_completed_s: int | None,
-        keep_last: int = 0, final_only: bool = False, quarantine_s: int = 0,
+        keep_last: int = 0, final_only: bool = False, quarantine_s: int = 0, stage: Stage | None = None,
         limits: Limits | None = None, pace: Pace | None = None,
     ) -> None:  # fmt: skip
-        self._backend, self._roots = backend, roots
+        self._backend, self._roots, self._stage = backend, roots, stage or Stage()
         self._now_s, self._grace_s = now_s, grace_s
         after_ms = None if not keep_completed_s else (now_s - keep_completed_s) * 1000
         self._retention = Retention(completed_after_ms=after_ms, keep_last=keep_last, final_only=final_only)
@@ -105,6 +106,7 @@ class Collector:
         self._lost: dict[int, bytes] | None = None
         self._done = _Done()
         self._position = 0
+        self._staged_position = -1  # of the newest staged row that was read
         self._commit = 0  # the store's newest commit after this gc's last one
 
     def preview(self) -> GcReport:
@@ -174,11 +176,12 @@ class Collector:
                 self._marks.reach([root.id.digest], self._backend.edges, _nothing)
             if len(batch) >= PAGE_ROWS:
                 self._check_asked()
-                self._marks.reach(batch, self._backend.edges, self._refuse_missing("an event of a live run"))
+                self._reach(batch, "an event of a live run")
                 batch = []
-        self._marks.reach(batch, self._backend.edges, self._refuse_missing("an event of a live run"))
+        self._reach(batch, "an event of a live run")
         held = [digest for _, digest in (*opened.pins, *opened.leased)]
-        self._marks.reach(held, self._backend.edges, self._refuse_missing("a pin or lease"))
+        self._reach(held, "a pin or lease")
+        self._reach(self._late_staged(), "a staged artifact")
         reach("gc.rooted")
         return self._scan(opened.cut)
 
@@ -196,7 +199,7 @@ class Collector:
         while (page := self._backend.ages(after, PAGE_ROWS, cut)) is not None:
             self._check_asked()
             old.update(page.old)
-            self._marks.reach(page.young, self._backend.edges, self._refuse_missing("a young artifact"))
+            self._reach(page.young, "a young artifact")
             after = page.last
         self._scan_kept()
         condemned = old.without(self._marks.visible)
@@ -218,11 +221,33 @@ class Collector:
                     self._kept.add(row.data_id)
             self._buried.reach(links, self._backend.edges, _nothing)
 
-    def _refuse_missing(self, named_by: str) -> Callable[[bytes], None]:
-        def refuse(digest: bytes) -> None:
-            raise GcRefused("missing_root", f"{named_by} names or needs {digest.hex()}, which is not in the store")
+    def _reach(self, digests: Sequence[bytes], named_by: str) -> None:
+        """Mark the closure of roots. Of what is only staged the needs are marked (H25). Raises: GcRefused where
+        something is neither in the store nor staged."""
+        missing: list[bytes] = []
+        followed: set[bytes] = set()
+        self._marks.reach(digests, self._backend.edges, missing.append)
+        while missing:
+            needs: list[bytes] = []
+            for digest in missing:
+                row = self._stage.find(digest)
+                if row is not None:
+                    needs += () if digest in followed else row.needs
+                    followed.add(digest)
+                elif self._backend.rows([digest])[0] is not None:
+                    needs.append(digest)  # settled between the two looks
+                else:
+                    detail = f"{named_by} names or needs {digest.hex()}, which is not in the store"
+                    raise GcRefused("missing_root", detail)
+            missing = []
+            self._marks.reach(needs, self._backend.edges, missing.append)
 
-        return refuse
+    def _late_staged(self) -> list[bytes]:
+        """What was staged since the last look, and what that needs: roots, whatever became of their run (H26)."""
+        rows = self._stage.rows(self._staged_position)
+        if rows:
+            self._staged_position = rows[-1].position
+        return [digest for row in rows for digest in (row.digest, *row.needs)]
 
     # -- sweep
 
@@ -259,7 +284,8 @@ class Collector:
         with refusing("reading late events"), self._roots.exclusive():  # J before S, everywhere
             since = self._pace.timer()
             reach("gc.locked")
-            self._position, late = self._roots.roots_after(self._position)
+            self._position, events = self._roots.roots_after(self._position)
+            late = [root.id.digest for root in events] + self._late_staged()
             result = self._backend.gc_sweep(epoch, batch, self._judge(batch, late), self._now_s, watch)
         self._commit += 1
         self._done.add(result)
@@ -294,8 +320,8 @@ class Collector:
 
     def _catch_up(self, epoch: int) -> None:
         """What happened up to now is marked, so that little is left to mark under the locks."""
-        self._position, late = self._roots.roots_after(self._position)
-        digests = [root.id.digest for root in late] + self._backend.gc_recent(epoch)
+        self._position, events = self._roots.roots_after(self._position)
+        digests = [root.id.digest for root in events] + self._late_staged() + self._backend.gc_recent(epoch)
         self._marks.reach(digests, self._backend.edges, _nothing)
 
     def _candidates(self, data_ids: Sequence[int]) -> list[Candidate]:
@@ -318,10 +344,9 @@ class Collector:
                 after = page[-1].digest
         return self._lost.get(data_id, b"")
 
-    def _judge(self, batch: Sequence[Candidate], late: Sequence[Root]) -> Judge:
+    def _judge(self, batch: Sequence[Candidate], late: Sequence[bytes]) -> Judge:
         def judge(view: SweepView) -> list[Decision]:
-            digests = [root.id.digest for root in late] + list(view.recent)
-            self._marks.reach(digests, lambda wanted: [view.edges(digest) for digest in wanted], _nothing)
+            self._marks.reach((*late, *view.recent), lambda wanted: [view.edges(digest) for digest in wanted], _nothing)
             return [self._decide(candidate, view.edges) for candidate in batch]
 
         return judge

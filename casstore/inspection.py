@@ -8,14 +8,15 @@ from typing import Final
 
 from casstore import audits
 from casstore.backend import BlobBackend, Row
-from casstore.codec import Codec
+from casstore.codec import Codec, encoding_name
 from casstore.errors import Corrupt, InvalidArgument, NotFound, StoreError
 from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
+from casstore.items import links_of
 from casstore.reading import Reader, prove_frames
-from casstore.reports import Finding, StoreStats, VerifyReport, Why
+from casstore.reports import ArtifactInfo, Finding, StoreStats, VerifyReport, Why
 from casstore.roots import Root, RootSource
-from casstore.writing import links_of
+from casstore.stage import Stage
 
 PAGE_ROWS: Final = 1000
 PAGE_ITEMS: Final = 250  # each with its links
@@ -29,15 +30,28 @@ def pages(backend: BlobBackend) -> Iterator[Row]:
         after = page[-1].digest
 
 
+def info(backend: BlobBackend, digest: bytes) -> ArtifactInfo | None:
+    """Facts about a visible artifact."""
+    row, edges, walk = backend.rows([digest])[0], backend.edges([digest])[0], backend.base_walk(digest)
+    if row is None or edges is None or not walk:
+        return None
+    codec, stored_len = backend.encoding(row.data_id)
+    return ArtifactInfo(
+        id=ArtifactId(digest), kinds=row.kinds, size_bytes=row.raw_len, stored_bytes=stored_len,
+        encoding=encoding_name(codec), chain=walk[0][2], base=ArtifactId(walk[1][0]) if len(walk) > 1 else None,
+        links=tuple(map(ArtifactId, edges.links)), touched_s=row.touched_s,
+    )  # fmt: skip
+
+
 def verify(
-    backend: BlobBackend, reader: Reader, *, subset: tuple[int, int] | None = None, after: str | None = None,
-    max_seconds: float | None = None, progress: Callable[[int, int], None] | None = None,
+    backend: BlobBackend, stage: Stage, reader: Reader, *, subset: tuple[int, int] | None = None,
+    after: str | None = None, max_seconds: float | None = None, progress: Callable[[int, int], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> VerifyReport:  # fmt: skip
     """Read and check everything, or a share of it; see `Store.verify`. Stops only between artifacts."""
     share, area, at = _position(subset, after)
     until = None if max_seconds is None else clock() + max_seconds
-    findings: list[Finding] = []
+    findings = _check_staged(backend, stage, reader) if after is None else []
     total, count, raw = backend.counters().artifacts // share.n, 0, 0
     todo = list(audits.AREAS)
     del todo[: todo.index(area)]
@@ -66,6 +80,29 @@ def verify(
                 next=f"{share} {todo[0]} {at.hex()}",
             )  # fmt: skip
     return VerifyReport(findings=tuple(findings), artifacts=count, raw_bytes=raw)
+
+
+def _check_staged(backend: BlobBackend, stage: Stage, reader: Reader) -> list[Finding]:
+    """Staged artifacts are few: all are looked at by each share. What was settled meanwhile is checked in the store."""
+    findings: list[Finding] = []
+    for row in stage.rows():
+        name = ArtifactId(row.digest)
+        try:
+            links = links_of(reader.get(row.digest))
+        except NotFound:
+            continue
+        except StoreError as error:
+            findings.append(Finding(code=error.code, id=name, detail=_detail(error)))
+            continue
+        if links != row.links:
+            findings.append(Finding(code="wrong_links", id=name, detail="its bytes link to others than its staged row"))
+        there = backend.rows(row.needs)
+        gone = [need for need, found in zip(row.needs, there, strict=True) if found is None]
+        for need in gone:
+            if stage.find(need) is None and backend.rows([need])[0] is None:
+                detail = f"staged at position {row.position}, it needs {need.hex()}, which is not there"
+                findings.append(Finding(code="missing_need", id=name, detail=detail))
+    return findings
 
 
 def _position(subset: tuple[int, int] | None, after: str | None) -> tuple[audits.Share, str, bytes]:
@@ -159,17 +196,23 @@ def _prove_frames(backend: BlobBackend, reader: Reader, item: audits.AuditItem, 
     raise reader.missing(item.digest)
 
 
-def why(backend: BlobBackend, digest: bytes, roots: RootSource | None) -> Why:
+def why(backend: BlobBackend, stage: Stage, digest: bytes, roots: RootSource | None) -> Why:
     """The shortest path from a root: breadth first over links, then over the bases of deltas."""
     name = ArtifactId(digest)
     row = backend.rows([digest])[0]
+    if row is None:
+        staged = stage.find(digest)
+        if staged is not None:
+            detail = f"staged by the append at position {staged.position}; it stays at least until it is settled"
+            return Why(id=name, state="live", path=(), detail=detail)
+        row = backend.rows([digest])[0]
     if row is None:
         gone = backend.gone(digest)
         if gone is None:
             return Why(id=name, state="unknown", path=(), detail="no artifact of this id was ever collected here")
         detail = f"collected by gc {gone.gc} at unix time {gone.when_s} ({gone.raw_len} bytes)"
         return Why(id=name, state="collected", path=(), detail=detail)
-    path = _path_to(backend, digest, _all_roots(backend, roots))
+    path = _path_to(backend, digest, _all_roots(backend, stage, roots))
     if path:
         return Why(id=name, state="live", path=path, detail="reached from a root")
     ended = [] if roots is None else (root for root in roots.live_roots(completed_after_ms=0) if not root.live)
@@ -181,7 +224,7 @@ def why(backend: BlobBackend, digest: bytes, roots: RootSource | None) -> Why:
     return Why(id=name, state="unreferenced", path=(), detail=detail)
 
 
-def _all_roots(backend: BlobBackend, roots: RootSource | None) -> Iterator[tuple[str, bytes]]:
+def _all_roots(backend: BlobBackend, stage: Stage, roots: RootSource | None) -> Iterator[tuple[str, bytes]]:
     for name, digest in backend.pins().items():
         yield f"pin {name}", digest
     for name, _, digest in backend.leased():
@@ -189,6 +232,9 @@ def _all_roots(backend: BlobBackend, roots: RootSource | None) -> Iterator[tuple
     if roots is not None:
         for root in roots.live_roots(completed_after_ms=None):
             yield _shown(root), root.id.digest
+    for row in stage.rows():
+        for need in row.needs:
+            yield f"staged {row.digest.hex()}", need
 
 
 def _shown(root: Root) -> str:
@@ -230,7 +276,7 @@ def _path(parents: dict[bytes, tuple[bytes | None, str]], digest: bytes) -> tupl
     return tuple(reversed(steps))
 
 
-def stats(backend: BlobBackend, *, gone: int, leases: int) -> StoreStats:
+def stats(backend: BlobBackend, stage: Stage) -> StoreStats:
     """Totals, and a scan for the shares of kinds and encodings: (count, raw bytes[, stored bytes])."""
     by_kind: dict[str, list[int]] = {}
     by_encoding: dict[str, list[int]] = {}
@@ -244,19 +290,13 @@ def stats(backend: BlobBackend, *, gone: int, leases: int) -> StoreStats:
         entry[0] += 1
         entry[1] += row.raw_len
         entry[2] += stored_len
-    counters, info = backend.counters(), backend.info()
+    leases = {name for name, _, _ in backend.leased()}
+    counters, pages_info, staged = backend.counters(), backend.info(), stage.rows()
     return StoreStats(
         artifacts=counters.artifacts, raw_bytes=counters.raw_bytes, stored_bytes=counters.stored_bytes,
-        kept_bytes=counters.kept_bytes, gone=gone, pins=len(backend.pins()), leases=leases,
+        kept_bytes=counters.kept_bytes, gone=backend.gone_count(), pins=len(backend.pins()), leases=len(leases),
         uploads=len(backend.uploads()), commits=counters.commit, gcs=counters.epoch,
         by_kind={name: (share[0], share[1]) for name, share in sorted(by_kind.items())},
-        by_encoding={name: (entry[0], entry[1], entry[2]) for name, entry in sorted(by_encoding.items())}, **info,
+        by_encoding={name: (entry[0], entry[1], entry[2]) for name, entry in sorted(by_encoding.items())},
+        staged=len(staged), staged_bytes=sum(len(row.stored) for row in staged), **pages_info,
     )  # fmt: skip
-
-
-def encoding_name(codec: int) -> str:
-    """A word for people."""
-    try:
-        return Codec(codec).name.lower().replace("_", "-")
-    except ValueError:
-        return f"unknown-{codec}"

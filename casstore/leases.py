@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, final
 
 from casstore.backend import BlobBackend
 from casstore.ids import ArtifactId
+from casstore.writing import Writer
 
 if TYPE_CHECKING:
     from casstore.store import Store
@@ -22,8 +23,10 @@ class Lease:
     what it held may be gone, so begin again.
     """
 
-    def __init__(self, store: Store, backend: BlobBackend, ttl_s: float, clock: Callable[[], float]) -> None:
-        self._store, self._backend, self._ttl_s, self._clock = store, backend, ttl_s, clock
+    def __init__(
+        self, store: Store, backend: BlobBackend, writer: Writer, ttl_s: float, clock: Callable[[], float]
+    ) -> None:
+        self._store, self._backend, self._writer, self._ttl_s, self._clock = store, backend, writer, ttl_s, clock
         self.name = secrets.token_hex(16)
         backend.lease_open(self.name, self._expiry())
         backend.sync()
@@ -41,6 +44,7 @@ class Lease:
 
     def add(self, *ids: ArtifactId) -> None:
         """Hold artifacts that are there. Raises: NotFound, Collected, LeaseLost. Durable on return."""
+        self._writer.stored([found.digest for found in ids])
         self._backend.lease_add(self.name, [found.digest for found in ids], int(self._clock()))
         self._backend.sync()
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 from casstore.errors import AlreadyOpen, DamagedStore, InvalidArgument
 from casstore.generations import GenerationTables
-from casstore.home import open_home
+from casstore.home import Home, open_home
+from casstore.lmdb_tables import LmdbTables
 from casstore.rows import TABLES
+from casstore.stage import TABLE as STAGED
+from casstore.stage import Stage
 from casstore.store import Store
 from casstore.table_backend import TableBackend
 
@@ -48,13 +51,27 @@ def open_store(
             raise
         users.append((read_only, quota))
 
+    stage = Stage(lambda: _journal_tables(opened, read_only=read_only))
+
     def on_close() -> None:
         with _handles_lock:
             with suppress(ValueError):
                 users.remove((read_only, quota))
             tables.close()
+        stage.close()
 
-    return Store(backend, opened, read_only=read_only, quota=quota, clock=clock, on_close=on_close)
+    return Store(backend, opened, read_only=read_only, quota=quota, clock=clock, stage=stage, on_close=on_close)
+
+
+def _journal_tables(home: Home, *, read_only: bool) -> LmdbTables | None:
+    """The journal's environment as far as the store uses it: the table of staged rows. None without a journal."""
+    data = home.journal_path / "data.mdb"
+    try:
+        if not data.stat().st_size:
+            return None
+    except FileNotFoundError:
+        return None
+    return LmdbTables(home.journal_path, [STAGED], create=False, read_only=read_only, durable=True)
 
 
 def _forget_handles() -> None:

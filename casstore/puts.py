@@ -80,9 +80,14 @@ def put(t: WriteTransaction, items: Sequence[NewArtifact], now_s: int, lease: st
     state = begin(t)
     if lease is not None:
         require_lease(t, lease)
-    again = tuple(item.digest for item in items if not _insertable(t, item))
+    first: set[bytes] = set()  # items that come before, which later ones may need
+    again = []
+    for item in items:
+        if not _insertable(t, item, first):
+            again.append(item.digest)
+        first.add(item.digest)
     if again:
-        raise EncodeAgain(again)
+        raise EncodeAgain(tuple(again))
     outcomes, wrote = [], False
     for item in items:
         row = find(t, item.digest)
@@ -111,9 +116,9 @@ def put(t: WriteTransaction, items: Sequence[NewArtifact], now_s: int, lease: st
     return PutResult(tuple(outcomes), state.commit)
 
 
-def _insertable(t: ReadTransaction, item: NewArtifact) -> bool:
+def _insertable(t: ReadTransaction, item: NewArtifact, first: set[bytes]) -> bool:
     """Whether the item, as encoded, can become a row: looked at here, since an earlier look decides nothing."""
-    if item.base is not None and find(t, item.base) is None:
+    if item.base is not None and item.base not in first and find(t, item.base) is None:
         return False
     return item.stored is not None or item.upload is not None or find(t, item.digest) is not None
 

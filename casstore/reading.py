@@ -13,6 +13,7 @@ from casstore.backend import BlobBackend, Stored
 from casstore.errors import Collected, Corrupt, DamagedStore, InvalidArgument, NotFound, Quarantined
 from casstore.ids import ArtifactId
 from casstore.recent import RecentBytes
+from casstore.stage import Stage, Staged
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -23,10 +24,10 @@ LOOK_BYTES: Final = 4 << 20
 
 @final
 class Reader:
-    """Reads artifacts of one backend. Every answer is verified."""
+    """Reads artifacts of one backend, and those that are staged. Every answer is verified."""
 
-    def __init__(self, backend: BlobBackend, recent: RecentBytes) -> None:
-        self._backend, self._recent = backend, recent
+    def __init__(self, backend: BlobBackend, recent: RecentBytes, stage: Stage | None = None) -> None:
+        self._backend, self._recent, self._stage = backend, recent, stage or Stage()
 
     def get(self, digest: bytes, *, fresh: bool = False) -> bytes:
         """The whole artifact, proven by its id. `fresh` reads all that it is made of from the backend.
@@ -38,6 +39,11 @@ class Reader:
             known = _never if fresh else functools.partial(self._known, digest, bases)
             chain = self._backend.load(digest, known)
             if chain is None:
+                staged = self._stage.find(digest)
+                if staged is not None:
+                    return self._unstage(staged, fresh=fresh)
+                chain = self._backend.load(digest, known)  # it may have been settled between the two looks
+            if chain is None:
                 raise self.missing(digest)
             try:
                 data = self._decode(chain, digest, bases)
@@ -47,6 +53,25 @@ class Reader:
                 raise Corrupt(ArtifactId(digest), "its bytes have another hash")
             return data
         raise self.missing(digest)
+
+    def _unstage(self, row: Staged, *, fresh: bool) -> bytes:
+        """Decode a staged artifact. Its base was staged before it, or is in the store."""
+        base = None
+        if row.base is not None:
+            base = None if fresh else self._recent.get(row.base)
+            if base is None:
+                try:
+                    base = self.get(row.base, fresh=fresh)
+                except (Corrupt, NotFound) as error:
+                    raise Corrupt(ArtifactId(row.digest), f"its base, {row.base.hex()}: {error}") from error
+                self._recent.add(row.base, base)
+        try:
+            data = codec.decode(row.codec, row.stored, row.raw_len, base)
+        except codec.DecodeError as error:
+            raise Corrupt(ArtifactId(row.digest), f"staged at position {row.position}: {error}") from error
+        if blake3(data).digest() != row.digest:
+            raise Corrupt(ArtifactId(row.digest), f"staged at position {row.position}: its bytes have another hash")
+        return data
 
     def is_sound(self, digest: bytes) -> bool:
         """Whether the stored copy gives the right bytes; in constant memory, however large it is."""
@@ -142,8 +167,13 @@ class Reader:
             raise self.missing(digest) from error
 
     def head(self, digest: bytes) -> Stored:
-        """How an artifact is kept, without its bytes."""
+        """How an artifact is kept, without its bytes. One that is staged has the data_id 0."""
         chain = self._backend.load(digest, _always)
+        if chain is None:
+            row = self._stage.find(digest)
+            if row is not None:
+                return Stored(digest, 0, row.raw_len, len(row.stored), row.codec, 0, row.chain, b"", b"")
+            chain = self._backend.load(digest, _always)
         if chain is None:
             raise self.missing(digest)
         return chain[0]

@@ -135,12 +135,14 @@ class UndeleteReport:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStats:
     """Sizes in bytes. `stored_bytes` excludes `kept_bytes`; `file_bytes` is what the disk gives, free pages
-    included."""
+    included. Artifacts that are `staged` lie in the journal's file and are not counted elsewhere."""
 
     artifacts: int
     raw_bytes: int
     stored_bytes: int
     kept_bytes: int
+    staged: int
+    staged_bytes: int
     gone: int
     pins: int
     leases: int

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from heapq import merge
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, final
@@ -29,6 +31,7 @@ from casstore.errors import (
 )
 from casstore.home import Home
 from casstore.ids import ArtifactId
+from casstore.items import PreparedPut, PutItem, check_kind, links_of
 from casstore.leases import Lease
 from casstore.reading import Reader
 from casstore.recent import RecentBytes
@@ -47,7 +50,9 @@ from casstore.reports import (
     Why,
 )
 from casstore.roots import RootSource
-from casstore.writing import PreparedPut, PutItem, Writer, check_kind
+from casstore.stage import Stage
+from casstore.staging import Staging
+from casstore.writing import Writer
 
 GRACE_S: Final = 3600
 KEEP_COMPLETED_S: Final = 14 * 86400
@@ -65,7 +70,8 @@ class Store:
 
     def __init__(
         self, backend: BlobBackend, home: Home | None, *, read_only: bool, quota: int | None,
-        clock: Callable[[], float] = time.time, uuid: str = "", on_close: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time, uuid: str = "", stage: Stage | None = None,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._backend, self._clock, self._on_close = backend, clock, on_close
         self.home: Path | None = home.path if home else None
@@ -75,10 +81,11 @@ class Store:
         self._name = str(self.home) if home else "memory"
         self._closed = False
         self._pid = os.getpid()
-        recent = RecentBytes()
-        self._reader = Reader(backend, recent)
+        recent, self._stage = RecentBytes(), stage or Stage()
+        self._reader = Reader(backend, recent, self._stage)
         path = str(home.path) if home else ""
-        self._writer = Writer(backend, self._reader, recent, clock, quota=quota, path=path)
+        self._writer = Writer(backend, self._reader, recent, self._stage, clock, quota=quota, path=path)
+        self.staging = Staging(self._stage, backend, self._writer)
 
     # -- put
 
@@ -165,25 +172,21 @@ class Store:
         """Facts about an artifact. Raises: NotFound, Collected."""
         self._check()
         digest = _id(id).digest
-        row, edges = self._backend.rows([digest])[0], self._backend.edges([digest])[0]
-        walk = self._backend.base_walk(digest)
-        if row is None or edges is None or not walk:
+        found = inspection.info(self._backend, digest) or self.staging.info(digest)
+        found = found or inspection.info(self._backend, digest)  # it may have been settled between the two looks
+        if found is None:
             raise self._reader.missing(digest)
-        codec, stored_len = self._backend.encoding(row.data_id)
-        return ArtifactInfo(
-            id=_id(id), kinds=row.kinds, size_bytes=row.raw_len, stored_bytes=stored_len,
-            encoding=inspection.encoding_name(codec), chain=walk[0][2],
-            base=ArtifactId(walk[1][0]) if len(walk) > 1 else None,
-            links=tuple(map(ArtifactId, edges.links)), touched_s=row.touched_s,
-        )  # fmt: skip
+        return found
 
     def __contains__(self, id: object) -> bool:
         self._check()
-        return isinstance(id, ArtifactId) and self._backend.rows([id.digest])[0] is not None
+        return isinstance(id, ArtifactId) and (
+            self._is_visible(id) or self._stage.find(id.digest) is not None or self._is_visible(id)
+        )
 
     def __len__(self) -> int:
         self._check()
-        return self._backend.counters().artifacts
+        return len(self.staging.hidden()) + self._backend.counters().artifacts
 
     def __bool__(self) -> bool:
         return True  # an empty store is a store
@@ -191,7 +194,9 @@ class Store:
     def __iter__(self) -> Iterator[ArtifactId]:
         """Ids in ascending order; what is put or collected meanwhile may or may not appear."""
         self._check()
-        return (ArtifactId(row.digest) for row in inspection.pages(self._backend))
+        staged = [row.digest for row in self.staging.hidden()]  # first: what is settled meanwhile is in the pages then
+        stored = (row.digest for row in inspection.pages(self._backend))
+        return (ArtifactId(digest) for digest, _ in groupby(merge(staged, stored)))
 
     def resolve(self, prefix: str) -> ArtifactId:
         """The one id that begins like that. Raises: InvalidId, NotFound, AmbiguousPrefix."""
@@ -199,7 +204,8 @@ class Store:
         if type(prefix) is not str or not 4 <= len(prefix) <= 64 or set(prefix) - set("0123456789abcdef"):
             raise InvalidId(prefix, "a prefix has 4 to 64 lowercase hex digits")
         first, last = bytes.fromhex(prefix.ljust(64, "0")), bytes.fromhex(prefix.ljust(64, "f"))
-        found = self._backend.prefix(first, last, 5)
+        staged = [row.digest for row in self.staging.hidden() if first <= row.digest <= last]
+        found = sorted({*staged, *self._backend.prefix(first, last, 5)})[:5]
         if len(found) > 1:
             raise AmbiguousPrefix(prefix, ", ".join(digest.hex()[:16] for digest in found))
         if not found:
@@ -214,6 +220,7 @@ class Store:
         Raises: NotFound, Collected, InvalidArgument.
         """
         self._check(write=True)
+        self._writer.stored([_id(id).digest])
         self._backend.pin(_pin_name(name), _id(id).digest, self._now())
         self._backend.sync()
 
@@ -234,7 +241,7 @@ class Store:
         self._check(write=True)
         if not ttl > 0:
             raise InvalidArgument("ttl", "must be a number of seconds above 0")
-        return Lease(self, self._backend, ttl, self._clock)
+        return Lease(self, self._backend, self._writer, ttl, self._clock)
 
     # -- take elsewhere
 
@@ -276,15 +283,21 @@ class Store:
     def prepare_value(
         self, value: object, *, kind: str = "value", base: ArtifactId | None = None
     ) -> PreparedPut | ArtifactId:  # fmt: skip
-        """Encode and hash a value for `put_prepared`. One that is too large to go with others is put at once, durable
-        with the next `sync`: then its id.
+        """Encode and hash a value that goes with an append (`Journal.append(puts=…)`), or into `put_prepared`. One
+        that is too large for that is put at once, durable with the next `sync`: then its id.
 
         Raises: InvalidValue with the path, and for a large one what put_value raises.
         """
         self._check(write=True)
         data, links = values.encode(value)
         item = PutItem(data=data, kind=check_kind(kind), base=_optional_id(base, "base"))
-        return self._writer.prepare(item, links)
+        return self._writer.prepare(item, tuple(link.digest for link in links))
+
+    def prepare(self, data: bytes | bytearray | memoryview, *, kind: str = "other") -> PreparedPut | ArtifactId:
+        """As prepare_value, for bytes."""
+        self._check(write=True)
+        item = PutItem(data=_plain(data), kind=check_kind(kind))
+        return self._writer.prepare(item, links_of(item.data))
 
     def put_prepared(self, prepared: Sequence[PreparedPut]) -> None:
         """Put several in one transaction; durable with the next `sync`. Raises: MissingArtifact, StoreFull (none
@@ -331,7 +344,7 @@ class Store:
         collector = collecting.Collector(
             self._backend, source, now_s=self._now(), grace_s=_seconds(grace, "grace"),
             keep_completed_s=_seconds(keep_completed, "keep_completed"),
-            keep_last=_bound(keep_last, "keep_last"), final_only=final_only,
+            keep_last=_bound(keep_last, "keep_last"), final_only=final_only, stage=self._stage,
             quarantine_s=_seconds(quarantine, "quarantine"),
             limits=collecting.Limits(
                 None if max_time is None else _exact_seconds(max_time, "max_time"),
@@ -343,6 +356,7 @@ class Store:
             return collector.preview()
         with collecting.collector_lock(self.home):
             self._backend.tidy()
+            self.staging.settle()  # politeness: what is staged is a root all the same
             report = collector.run(plausible=(lambda *_: None) if force else collecting.refuse_implausible)
         self._backend.sync()
         return report
@@ -404,6 +418,7 @@ class Store:
         """
         self._check(write=True)
         with collecting.collector_lock(self.home):
+            self.staging.settle()
             before, after = self._backend.compact()
         return CompactReport(before_bytes=before, after_bytes=after)
 
@@ -414,12 +429,12 @@ class Store:
         Raises: InvalidArgument (nothing touched), Busy (gc, compact or another backup), StoreFull (`dest` is gone).
         """
         self._check(write=True)
-        return backups.backup(self.home, dest)
+        return backups.backup(self.home, dest)  # no journal, so nothing is staged
 
     def why(self, id: ArtifactId, roots: RootSource | None) -> Why:
         """Why an artifact is there, or gone."""
         self._check()
-        return inspection.why(self._backend, _id(id).digest, roots)
+        return inspection.why(self._backend, self._stage, _id(id).digest, roots)
 
     def verify(
         self, *, subset: tuple[int, int] | None = None, after: str | None = None, max_seconds: float | None = None,
@@ -432,16 +447,17 @@ class Store:
         goes on there, in the same part. Raises: InvalidArgument.
         """
         self._check()
-        reader = Reader(self._backend, RecentBytes())  # remembers nothing but what this very check reads
+        # Remembers nothing but what this very check reads.
+        reader = Reader(self._backend, RecentBytes(), self._stage)
         return inspection.verify(
-            self._backend, reader, subset=subset, after=after, max_seconds=max_seconds, progress=progress
+            self._backend, self._stage, reader, subset=subset, after=after, max_seconds=max_seconds, progress=progress
         )
 
     def repair(self, other: Store, ids: Iterable[ArtifactId]) -> RepairReport:
         """Get artifacts that are damaged or missing here from another store, verified, with what they link to where
         that is missing too. Durable on return; gc and compact are kept out. Raises: Busy, StoreFull."""
         self._check(write=True)
-        reader = Reader(self._backend, RecentBytes())
+        reader = Reader(self._backend, RecentBytes(), self._stage)
         with collecting.collector_lock(self.home):
             report = repairs.repair(
                 self, other, map(_id, ids), reorder=lambda: self._backend.reorder(self._now()),
@@ -453,8 +469,7 @@ class Store:
     def stats(self) -> StoreStats:
         """Sizes and counts."""
         self._check()
-        leases = {name for name, _, _ in self._backend.leased()}
-        return inspection.stats(self._backend, gone=self._backend.gone_count(), leases=len(leases))
+        return inspection.stats(self._backend, self._stage)
 
     # -- life
 
@@ -475,6 +490,9 @@ class Store:
 
     def __reduce__(self) -> Any:
         raise TypeError("a Store is not picklable: pass its home, and open it there")
+
+    def _is_visible(self, id: ArtifactId) -> bool:
+        return self._backend.rows([id.digest])[0] is not None
 
     def _now(self) -> int:
         return max(int(self._clock()), 0)

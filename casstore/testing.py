@@ -16,12 +16,13 @@ from typing import Any, Final, final
 
 from casstore.errors import Collected, InvalidId, LeaseLost, MissingArtifact, NotFound, PinNotFound, StoreError
 from casstore.ids import ArtifactId
+from casstore.items import PutItem
 from casstore.roots import Retention, Root
 from casstore.rows import TABLES
+from casstore.stage import Stage
 from casstore.store import Store
 from casstore.table_backend import TableBackend
 from casstore.tables import MemoryTables
-from casstore.writing import PutItem
 
 __all__ = ["CONFORMANCE", "FakeClock", "FakeRoots", "memory_store"]
 
@@ -97,12 +98,12 @@ class FakeRoots:
         yield
 
 
-def memory_store(*, clock: Callable[[], float] = time.time) -> Store:
-    """A store that keeps everything in memory, with the meaning of the real one."""
+def memory_store(*, clock: Callable[[], float] = time.time, stage: Stage | None = None) -> Store:
+    """A store that keeps everything in memory, with the meaning of the real one. `stage` is its journal's."""
     backend = TableBackend(MemoryTables(TABLES))
     name = str(uuid.uuid4())
     backend.bind(name)
-    return Store(backend, None, read_only=False, quota=None, clock=clock, uuid=name)
+    return Store(backend, None, read_only=False, quota=None, clock=clock, uuid=name, stage=stage)
 
 
 # -- the suite ----------------------------------------------------------------------------------------------

@@ -19,11 +19,12 @@ from casstore.backend import BlobBackend, UploadLost
 from casstore.errors import Corrupt, InvalidArgument, MissingArtifact, NotFound
 from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
+from casstore.items import LINK_PREFIX, PutItem, links_of
 from casstore.leases import Lease
 from casstore.reading import Reader
 from casstore.reports import ArtifactInfo, ExportReport, ImportReport
 from casstore.roots import RootSource
-from casstore.writing import BATCH_BYTES, BATCH_ITEMS, LINK_PREFIX, PutItem, Writer, links_of
+from casstore.writing import BATCH_BYTES, BATCH_ITEMS, Writer
 
 if TYPE_CHECKING:
     from casstore.store import Store

@@ -16,11 +16,12 @@ from casstore.backend import BlobBackend, Kept, NewArtifact
 from casstore.errors import Corrupt, InvalidArgument, MissingArtifact
 from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
+from casstore.items import PutItem
 from casstore.leases import Lease
 from casstore.reading import FramedReader, Reader
 from casstore.reports import Buried, UndeleteReport
 from casstore.steps import reach
-from casstore.writing import PutItem, Writer
+from casstore.writing import Writer
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

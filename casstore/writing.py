@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import BinaryIO, Final, final
 
 from blake3 import blake3
 
-from casstore import codec, dictionaries, frames, values
+from casstore import codec, dictionaries, frames
 from casstore.backend import BlobBackend, EncodeAgain, NewArtifact, Outcome, Row, UploadLost
-from casstore.errors import Corrupt, InvalidArgument, InvalidValue, NotFound, StoreError, StoreFull
+from casstore.errors import (
+    Corrupt,
+    InvalidArgument,
+    MissingArtifact,
+    NotFound,
+    StoreError,
+    StoreFull,
+)
 from casstore.ids import ArtifactId
+from casstore.items import PreparedPut, PutItem, links_of
 from casstore.processes import current_process
 from casstore.reading import Reader
 from casstore.recent import RecentBytes
 from casstore.rows import PIECE_SIZE
+from casstore.stage import Stage, Staged
 from casstore.steps import reach
 
 CHAIN_MAX: Final = (1 << 10) - 1  # five digits of base 4: read through at most 15 deltas
@@ -33,37 +41,7 @@ FRAMES_AHEAD: Final = 4
 HIT_VERIFY_BYTES: Final = 1 << 20
 DELTA_RAW_MAX: Final = 16 << 20
 DISK_RESERVE_BYTES: Final = 2 << 20  # what puts leave free, so that gc can always commit
-# CBOR of a link up to its digest: tag 42, 37 bytes, multibase 0, CIDv1, raw, blake3, 32 bytes.
-LINK_PREFIX: Final = b"\xd8\x2a\x58\x25\x00\x01\x55\x1e\x20"
 _LINKS_CAME_LATER: Final = "these bytes were stored before as a stream, and link to artifacts that came later"
-_KIND: Final = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PutItem:
-    """One item of `put_many`: raw bytes, a kind, and the hint of a base."""
-
-    data: bytes
-    kind: str = "other"
-    base: ArtifactId | None = None
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class PreparedPut:
-    """An artifact that is hashed and encoded, and waits to be put together with others."""
-
-    id: ArtifactId
-    item: PutItem
-    artifact: NewArtifact
-
-
-def check_kind(kind: str) -> str:
-    """Raises: InvalidArgument unless `kind` is an identifier of at most 63 lowercase characters."""
-    if type(kind) is not str or not _KIND.fullmatch(kind):
-        raise InvalidArgument("kind", f"{kind!r:.80} is no identifier (a-z, then a-z, 0-9 or _, at most 63)")
-    return kind
 
 
 @final
@@ -71,10 +49,11 @@ class Writer:
     """Puts artifacts into one backend. Nothing is hashed or encoded inside a transaction."""
 
     def __init__(
-        self, backend: BlobBackend, reader: Reader, recent: RecentBytes, clock: Callable[[], float], *,
+        self, backend: BlobBackend, reader: Reader, recent: RecentBytes, stage: Stage, clock: Callable[[], float], *,
         quota: int | None, path: str,
     ) -> None:  # fmt: skip
-        self._backend, self._reader, self._recent, self._clock = backend, reader, recent, clock
+        self._backend, self._reader, self._recent, self._stage = backend, reader, recent, stage
+        self._clock = clock
         self._quota, self._path = quota, path
         self._dictionaries: dict[str, bytes] = {}
         self._until_look = 0
@@ -94,19 +73,41 @@ class Writer:
         self._flush(durable)
         return ArtifactId(digest)
 
-    def prepare(self, item: PutItem, links: tuple[ArtifactId, ...]) -> PreparedPut | ArtifactId:
+    def prepare(self, item: PutItem, known: tuple[bytes, ...]) -> PreparedPut | ArtifactId:
         """All of a put that needs no transaction. What is too large to go with others is put now: then its id."""
-        if len(item.data) > frames.FRAME_SIZE:
-            return self._put_large(item, None, False, False)
         digest = blake3(item.data).digest()
-        prepared = self._prepare(item, digest, tuple(link.digest for link in links))
-        return PreparedPut(ArtifactId(digest), item, prepared)
+        if len(item.data) > frames.FRAME_SIZE:
+            there = self._backend.rows([digest])[0] is not None
+            delta = None if there else self._delta(item, digest, known)
+            if delta is None:
+                return self._put_large(item, None, False, False)
+        else:
+            delta = self._prepare(item, digest, known)
+        self._remember(item, digest)
+        return PreparedPut(ArtifactId(digest), item, delta)
 
     def put_prepared(self, prepared: Sequence[PreparedPut]) -> None:
         """In one transaction; durable with the next flush. Raises: MissingArtifact, StoreFull: then none is put."""
         self._write([put.artifact for put in prepared], [put.item for put in prepared], None)
-        for put in prepared:
-            self._remember(put.item, put.artifact.digest)
+
+    def put_staged(self, rows: Sequence[Staged]) -> None:
+        """Staged artifacts, in their order, in one transaction; durable with the next flush. What cannot be put stays
+        staged: its row is damaged, or what it needs is. Raises: StoreFull (none is put)."""
+        prepared = [row.artifact() for row in rows]
+        try:
+            self._put_items(prepared, self._whole_staged, settling=True)
+        except (MissingArtifact, Corrupt, NotFound):
+            for one in prepared:
+                with suppress(MissingArtifact, Corrupt, NotFound):
+                    self._put_items([one], self._whole_staged, settling=True)
+
+    def stored(self, digests: Sequence[bytes]) -> None:
+        """See to it that none of these is only staged: a pin or a lease holds what is in the store."""
+        self._unstage(digests)
+
+    def check_room(self, stored_len: int) -> None:
+        """Raises: StoreFull where so many more bytes would pass the quota, or take what gc needs."""
+        self._check_room(stored_len)
 
     def put_many(self, items: Sequence[PutItem], *, lease: str | None = None) -> list[ArtifactId]:
         """In order; one transaction for each 4 MiB. Durable on return, all of them; a failure keeps a prefix."""
@@ -216,7 +217,7 @@ class Writer:
         number is n with its lowest digit, in base 4, made smaller by one."""
         if item.base is None or len(item.data) > DELTA_RAW_MAX:
             return None
-        walk = self._backend.base_walk(item.base.digest)
+        walk = self._base_walk(item.base.digest)
         if not walk:
             return None
         chain = walk[0][2] + 1
@@ -226,14 +227,35 @@ class Writer:
             if number == skip(chain):
                 data = self._recent.get(digest)
                 if data is None:
-                    try:
-                        data = self._reader.data(data_id, digest)  # and it is in recent now
-                    except Corrupt:
+                    try:  # and it is in recent then
+                        data = self._reader.data(data_id, digest) if data_id else self._reader.get(digest)
+                    except (Corrupt, NotFound):
                         return None  # a hint: a damaged base is no reason to refuse good bytes
                 return digest, data, chain
         return None
 
+    def _base_walk(self, digest: bytes) -> list[tuple[bytes, int, int]]:
+        """See BlobBackend.base_walk. What is staged has the data_id 0."""
+        found = self._backend.base_walk(digest)
+        if found:
+            return found
+        staged = self._stage.walk(digest)
+        if not staged:
+            return self._backend.base_walk(digest)  # it may have been settled between the two looks
+        below = staged[-1].base
+        rest = [] if below is None else self._backend.base_walk(below)
+        return [(row.digest, 0, row.chain) for row in staged] + rest
+
     def _write(self, prepared: list[NewArtifact], items: Sequence[PutItem], lease: str | None) -> None:
+        of = {put.digest: item for put, item in zip(prepared, items, strict=True)}
+        self._put_items(prepared, lambda put: _whole(of[put.digest], put.digest, put.links), lease)
+
+    def _put_items(
+        self, prepared: list[NewArtifact], whole: Callable[[NewArtifact], NewArtifact], lease: str | None = None, *,
+        settling: bool = False,
+    ) -> None:  # fmt: skip
+        """One transaction. What turns out to need its bytes whole is encoded again; what needs something staged has
+        that put first: in the store, artifacts need what is in the store."""
         while True:
             self._check_room(sum(item.stored_len for item in prepared))
             reach("put.before_commit")
@@ -241,20 +263,41 @@ class Writer:
                 self._backend.put(prepared, int(self._clock()), lease)
             except EncodeAgain as again:
                 gone = set(again.digests)
-                prepared = [
-                    _whole(item, old.digest, old.links) if old.digest in gone else old
-                    for item, old in zip(items, prepared, strict=True)
-                ]
+                bases = [put.base for put in prepared if put.digest in gone and put.base is not None]
+                if settling or not self._unstage(bases):
+                    prepared = [whole(old) if old.digest in gone else old for old in prepared]
+                continue
+            except MissingArtifact as missing:
+                if settling or not self._unstage([missing.fields["id"].digest]):
+                    raise
                 continue
             except UploadLost as error:
                 raise InvalidArgument("data", _LINKS_CAME_LATER) from error
             reach("put.after_commit")
             return
 
+    def _unstage(self, digests: Sequence[bytes]) -> bool:
+        """Put what is staged into the store if one of these is, and say so. Rows that were put before are gone from
+        the stage at the next settling; here they must not be taken for news."""
+        rows = self._stage.rows() if any(self._stage.find(digest) is not None for digest in digests) else []
+        there = self._backend.rows([row.digest for row in rows])
+        wanted = [row for row, found in zip(rows, there, strict=True) if found is None]
+        if not {row.digest for row in wanted} & set(digests):
+            return False
+        self.put_staged(wanted)
+        return any(found is not None for found in self._backend.rows(digests))
+
+    def _whole_staged(self, put: NewArtifact) -> NewArtifact:
+        """A staged artifact whose base is not in the store. Raises: Corrupt, NotFound."""
+        data = self._reader.get(put.digest)
+        return _whole(PutItem(data=data, kind=put.kind), put.digest, put.links)
+
     def _put_large(self, item: PutItem, lease: str | None, durable: bool, verify: bool) -> ArtifactId:
         """More than one frame: a hit or a delta goes in one transaction, anything else as an upload."""
         digest = blake3(item.data).digest()
         links = links_of(item.data)
+        if links:
+            self._unstage(links)  # an upload takes its number now, and what it needs must have a smaller one
         prepared: NewArtifact | None = None
         if self._backend.rows([digest])[0] is not None:
             if self._reader.is_sound(digest) if verify else self._reader.has_all_pieces(digest):
@@ -276,7 +319,7 @@ class Writer:
         try:
             self._backend.put([prepared], int(self._clock()), lease)
         except EncodeAgain:
-            return False
+            return prepared.base is not None and self._unstage([prepared.base]) and self._try(prepared, lease)
         except UploadLost as error:
             raise InvalidArgument("data", _LINKS_CAME_LATER) from error
         reach("put.after_commit")
@@ -411,17 +454,6 @@ def skip(chain: int) -> int:
     while chain % (step << 2) == 0:
         step <<= 2
     return chain - step
-
-
-def links_of(data: bytes) -> tuple[bytes, ...]:
-    """Digests that the bytes link to. What bytes are decides it, not how they are put: the same id must have
-    the same links whoever puts it first, or gc would take a child of the value that another put made of it."""
-    if not values.may_link(data) or LINK_PREFIX not in data:
-        return ()
-    try:
-        return tuple(link.digest for link in values.links(data))
-    except InvalidValue:
-        return ()
 
 
 def _whole(item: PutItem, digest: bytes, links: tuple[bytes, ...]) -> NewArtifact:

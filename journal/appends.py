@@ -9,6 +9,8 @@ from uuid import UUID
 
 from casstore import PreparedPut, Store
 from casstore.errors import PoisonedHandle, StoreError
+from casstore.ids import ArtifactId
+from casstore.stage import ROWS_MAX, Staged, due
 from casstore.steps import reach
 from journal import records
 from journal.admission import AlreadyThere, ClaimRequest, RunAppend, Terms, admit
@@ -92,6 +94,7 @@ class Appender:
 
     def __init__(self, backend: JournalBackend, store: Store, terms: Callable[[], Terms]) -> None:
         self._backend, self._store, self._terms = backend, store, terms
+        self._staging = store.staging
         self._committer = Committer(self._commit_group)
 
     def append(
@@ -137,21 +140,61 @@ class Appender:
         waiting = [append for append in appends if append.error is None and append.writes != []]
         if not waiting:
             return
-        self._put_all(waiting)
+        rows = self._place(waiting)
         waiting = [append for append in waiting if append.error is None]
-        synced = self._store.sync() if any(append.named for append in waiting) else 0  # 1: the barrier
+        names = rows or any(append.named or append.staged for append in waiting)
+        synced = self._store.sync() if names else 0  # 1: the barrier
 
         def again(unit: Any, look: Look) -> None:
             self._admit(unit, look, terms, look.next_number())
 
-        def check(unit: Any) -> None:
+        def check(unit: Any, look: Look) -> None:
             if unit.writes:
-                self._check_named(unit, synced)
+                self._check_named(unit, look, synced)
+
+        def settled() -> list[ArtifactId]:
+            done = self._staging.settled(rows, synced) if rows else ()
+            return [ArtifactId(row.digest) for row, gone in zip(rows, done, strict=True) if gone]
 
         try:
-            self._backend.commit(waiting, again, check)
+            self._backend.commit(waiting, again, check, settled)
         except PoisonedHandle as error:
             raise OutcomeUnknown("an append", str(error)) from error
+
+    def _place(self, appends: Sequence[Append]) -> list[Staged]:
+        """What the appends bring along is staged where it is small, else put into the store. Before that room is made:
+        the rows that were put into the store for it are returned, and can go once they are flushed."""
+        small: list[Append] = []
+        large: list[Append] = []
+        for append in appends:
+            append.staged = []
+            named = {name for _, name in append.named}
+            append.puts = [put for put in append.puts if not (put.is_hit and put.id in named)]
+            if append.puts:
+                (small if all(put.can_stage for put in append.puts) else large).append(append)
+        if not small and not large:
+            return []
+        staged, more = self._staging.count(), sum(len(append.puts) for append in small)
+        rows = self._settle() if staged and (large or staged + more > due(more)) else []
+        if staged - len(rows) + more > ROWS_MAX:  # settling did not help
+            small, large = [], small + large
+        for append in small:
+            try:
+                self._staging.check_room(append.puts)
+                append.staged = list(append.puts)
+            except StoreError as error:
+                append.error = error
+        self._put_all(large)
+        return rows
+
+    def _settle(self) -> list[Staged]:
+        """Put all that is staged into the store. Where that fails it stays, and the appends go on."""
+        rows = self._staging.rows()
+        try:
+            self._staging.put(rows)
+        except StoreError:
+            return []
+        return rows
 
     def _put_all(self, appends: Sequence[Append]) -> None:
         """What the appends bring along goes into the store in one transaction; where that fails, one by one."""
@@ -199,14 +242,42 @@ class Appender:
                     raise Conflict(request.run_id, request.expected_seq, answer.row.head)
         append.answers, append.writes = answers, writes
 
-    def _check_named(self, append: Append, synced: int) -> None:
-        """3: under the lock, from a look at the store that begins now. Raises: MissingArtifact."""
-        touched = self._store.touched([name for _, name in append.named])
-        for (field, name), commit in zip(append.named, touched, strict=True):
+    def _check_named(self, append: Append, look: Look, synced: int) -> None:
+        """3: under the lock, from a look at the store that begins now: what is named is visible, or staged, or comes
+        with this append; and so is what that needs. What this sees decides (H27). Raises: MissingArtifact."""
+        ids = [name for _, name in append.named]
+        for put in append.staged:
+            ids += (put.id, *put.needs)
+        if not ids:
+            return
+        touched = dict(zip(ids, self._store.touched(ids), strict=True))
+        staged: dict[ArtifactId, PreparedPut] = {}
+        flush = False
+
+        def require(name: ArtifactId, field: str) -> bool:
+            """Whether it takes a flush to be safe."""
+            commit = touched[name]
+            if name in staged or _is_safe(commit, synced) or look.is_staged(name):
+                return False
             if commit is None:
                 raise MissingArtifact(name, field)
-        if any(commit > synced for commit in touched if commit is not None):
-            self._store.sync()  # collected and put again since the barrier
+            return True  # put since the barrier, perhaps collected before
+
+        for put in append.staged:
+            if not _is_safe(touched[put.id], synced):
+                for need in put.needs:
+                    flush |= require(need, f"a link or the base of {put.id}")
+                staged[put.id] = put  # now: a need has to come before
+        for field, name in append.named:
+            flush |= require(name, field)
+        append.staged = list(staged.values())
+        if flush:
+            self._store.sync()
+
+
+def _is_safe(touched: int | None, synced: int) -> bool:
+    """Whether it is in the store, and on disk."""
+    return touched is not None and touched <= synced
 
 
 # -- arguments ------------------------------------------------------------------------------------------

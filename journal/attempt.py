@@ -46,6 +46,11 @@ SNAPSHOT_KIND: Final = "context_snapshot"
 Status = Literal["open", "completed", "failed", "left", "lost"]
 
 
+def named_puts(prepared: PreparedPut | ArtifactId) -> tuple[ArtifactId, tuple[PreparedPut, ...]]:
+    """The id, and what goes with the append that names it."""
+    return (prepared, ()) if isinstance(prepared, ArtifactId) else (prepared.id, (prepared,))
+
+
 @final
 class Attempt:
     """An open attempt. As a context manager it closes itself, whichever way the block is left.
@@ -125,11 +130,13 @@ class Attempt:
         return values.decode(data)
 
     def _record_fact(self, key: str, payload_id: ArtifactId, value: Any, meta: Any) -> None:
-        def put() -> ArtifactId:
-            return self._run._store.put_value(value, kind=FACT_KIND, durable=False)
+        store = self._run._store
 
-        put()
-        self._record([fact_recorded(key, payload_id, meta)], (put,))
+        def put() -> ArtifactId:
+            return store.put_value(value, kind=FACT_KIND, durable=False)
+
+        prepared = store.prepare_value(value, kind=FACT_KIND)
+        self._record([fact_recorded(key, payload_id, meta)], (put,), named_puts(prepared)[1])
 
     def emit(self, name: str, payload: dict[str, Any] | None = None, payload_ref: ArtifactId | None = None) -> None:
         """Record a domain event. A payload that is too large for an event is kept as an artifact."""
@@ -142,21 +149,23 @@ class Attempt:
         """Store data, or the file at a path, and record artifact_written."""
         self._check_open()
         store = self._run._store
+        puts: tuple[PreparedPut, ...] = ()
         if isinstance(source, (bytes, bytearray, memoryview)):
             data = bytes(source)
 
             def put() -> ArtifactId:
                 return store.put(data, kind=kind, durable=False)
 
+            artifact_id, puts = named_puts(store.prepare(data, kind=kind))
         else:
 
             def put() -> ArtifactId:
                 return store.put_file(source, kind=kind)
 
-        artifact_id = put()
+            artifact_id = put()
         # A stream has been read to its end, so only data and paths can be put again.
         again = (put,) if isinstance(source, (bytes, bytearray, memoryview, str, os.PathLike)) else ()
-        self._record([artifact_written(artifact_id, kind, meta)], again)
+        self._record([artifact_written(artifact_id, kind, meta)], again, puts)
         return artifact_id
 
     def boundary(self, path: str, phase: str) -> None:
@@ -176,16 +185,16 @@ class Attempt:
         self._check_open()
         run, journal = self._run, self._run._journal
         child_id = uuid5(run.run_id, key)
-        manifest_id, initial_id = run._put_manifest(manifest), run._put_context(context, base=None)
+        manifest_id, puts = run._prepare_manifest(manifest)
         if journal.head(child_id) == 0:
             again: tuple[Refill, ...] = (lambda: run._put_manifest(manifest),)
-            self._record([child_run_spawned(child_id, manifest_id)], again)
+            self._record([child_run_spawned(child_id, manifest_id)], again, puts)
             child: Run = journal.start_run(
                 op_id, manifest=manifest, context=context, plan=plan, max_attempts=max_attempts, run_id=child_id,
                 retryable=retryable,
             )  # fmt: skip
         else:
-            self._check_child(child_id, op_id, manifest_id, initial_id)
+            self._check_child(child_id, op_id, manifest_id, run._prepare_context(context)[0])
             earlier = run._children.pop(child_id, None)
             if earlier is not None:  # of an attempt that failed in this process, whose claim would shut us out
                 earlier.release()
@@ -227,13 +236,12 @@ class Attempt:
         with run._lock:
             if then is not None and run._plan() is not None and then not in (run._plan() or ()):
                 raise StateNotInPlan(then, run._plan())
-            prepared = run._prepare_context(context, base=self.base_snapshot_id)
-            snapshot_id = prepared if isinstance(prepared, ArtifactId) else prepared.id
+            snapshot_id, puts = run._prepare_context(context, base=self.base_snapshot_id)
             events: list[Event] = [StateCompleted(state_id=self.state_id, context_snapshot_id=snapshot_id)]
             if then is not None:
                 attempt = run._entries(then)
                 events.append(StateEntered(state_id=then, attempt=attempt, base_snapshot_id=snapshot_id))
-            self._record(events, (put,), () if isinstance(prepared, ArtifactId) else (prepared,))
+            self._record(events, (put,), puts)
             self._status = "completed"
             run._attempt_closed(self)
         return snapshot_id

@@ -6,13 +6,14 @@ by an engine: what a relational database can do in one transaction is enough.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 from uuid import UUID
 
+from casstore import PreparedPut
 from casstore.ids import ArtifactId
 from journal.failures import RunStatus
 
@@ -99,12 +100,16 @@ class RunWrite:
 
 @dataclass(slots=True)
 class Unit:
-    """What is written whole or not at all. `commit` fills in `error`, or the first position of each write."""
+    """What is written whole or not at all. `commit` fills in `error`, or the first position of each write.
+
+    `staged` are artifacts that are kept with the writes until they are settled; the check may change it.
+    """
 
     writes: list[RunWrite] | None = None
     error: BaseException | None = None
     positions: list[int] = field(default_factory=list)
     cursors: dict[str, int] = field(default_factory=dict)  # moved with the writes, where there are any
+    staged: list[PreparedPut] = field(default_factory=list)
 
 
 class Look(Protocol):
@@ -173,6 +178,9 @@ class Look(Protocol):
     def cursor(self, name: str) -> int | None:
         """The position that a named cursor holds."""
 
+    def is_staged(self, id: ArtifactId) -> bool:
+        """Whether an artifact is staged."""
+
 
 class JournalBackend(Protocol):
     """Where records and rows are kept. Every commit is durable when it returns."""
@@ -184,14 +192,16 @@ class JournalBackend(Protocol):
         """A look at what is committed now."""
 
     def commit(
-        self, units: Sequence[Unit], admit: Callable[[Unit, Look], None], check: Callable[[Unit], None]
-    ) -> None:
+        self, units: Sequence[Unit], admit: Callable[[Unit, Look], None], check: Callable[[Unit, Look], None],
+        settled: Callable[[], Iterable[ArtifactId]] = tuple,
+    ) -> None:  # fmt: skip
         """Write the units, in order, under the lock that keeps every other writer out.
 
-        A unit whose `writes` are None or no longer hold (a row's head, epoch or claim is another, or the number of
-        a new run is taken) is admitted here, from a look that has the units before it. Then `check`, then its rows are
-        written. What either raises is the unit's `error` and the others go on; any other failure leaves nothing
-        written. Raises: StoreFull, PoisonedHandle (the outcome is not known), ReadOnly.
+        First, what is `settled` now stops to be staged. A unit whose `writes` are None or no longer hold (a row's
+        head, epoch or claim is another, or the number of a new run is taken) is admitted here, from a look that has
+        the units before it. Then `check`, then its rows and what it stages are written. What either raises is the
+        unit's `error` and the others go on; any other failure leaves nothing written.
+        Raises: StoreFull, PoisonedHandle (the outcome is not known), ReadOnly.
         """
 
     def set_claim(self, number: int, epoch: int, claim: ClaimRow | None) -> int | None:

@@ -47,6 +47,8 @@ def _check(draft: Draft, tables: Tables) -> None:
     roots: Iterator[Root] = reading.live_roots(backend, None)
     while batch := list(islice(roots, _ROOTS)):
         missing = set(draft.missing([root.id for root in batch]))
+        with backend.look() as look:
+            missing -= {name for name in missing if look.is_staged(name)}
         for root in batch:
             if root.id in missing:
                 where = f"{root.field} of event {root.seq} of run {root.run}"

@@ -93,7 +93,7 @@ def _check_rows(backend: JournalBackend) -> Iterator[Finding]:
 def _missing(store: Store, events: list[RecordedEvent]) -> Iterator[Finding]:
     named = [(item.seq, field, name) for item in events for field, name in links(item.event)]
     for (seq, field, name), touched in zip(named, store.touched([name for _, _, name in named]), strict=True):
-        if touched is None:
+        if touched is None and name not in store:  # it may be staged
             text = f"artifact {name}, named by {field} of event {seq}, is not in the store"
             yield Finding("missing_artifact", None if not events else events[0].run_id, seq, text)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, final, overload
 from uuid import UUID
 
 import casstore
 from casstore import PreparedPut, Retention, Root, Store
-from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, ReadOnly
+from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, ReadOnly, StoreError
 from casstore.home import open_home
 from casstore.lmdb_tables import LmdbTables
 from casstore.processes import current_process, is_gone
@@ -389,6 +389,9 @@ class Journal(RunOperations, RunUpkeep):
         if self._pid == os.getpid():
             self.renewer.close()
             self._appender.close()
+            if not self.read_only:
+                with suppress(StoreError):  # they are as safe where they are
+                    self.store.staging.settle()
             self._closed = True
             self._on_close()
         self._closed = True

@@ -15,7 +15,7 @@ from casstore import PreparedPut, Store
 from casstore.errors import MissingArtifact, PoisonedHandle, StoreError
 from casstore.ids import ArtifactId
 from journal import domain
-from journal.attempt import SNAPSHOT_KIND, Attempt
+from journal.attempt import SNAPSHOT_KIND, Attempt, named_puts
 from journal.context_codec import ContextCodec
 from journal.decisions import Choose, Decision, Enter, Orphaned
 from journal.envelopes import RunState, decide, resume_events, state_of
@@ -365,14 +365,16 @@ class Run:
     def _put_context(self, context: Any, *, base: ArtifactId | None) -> ArtifactId:
         return put_context(self._journal, context, base=base)
 
-    def _prepare_context(self, context: Any, *, base: ArtifactId) -> PreparedPut | ArtifactId:
-        """The context as it goes with the append; its id where it is stored already."""
-        if type(context) is ArtifactId:
-            return context
-        return self._store.prepare_value(self._codec.to_plain(context), kind=SNAPSHOT_KIND, base=base)
+    def _prepare_context(
+        self, context: Any, *, base: ArtifactId | None = None
+    ) -> tuple[ArtifactId, tuple[PreparedPut, ...]]:
+        return prepare_context(self._journal, context, base=base)
 
     def _put_manifest(self, manifest: Any) -> ArtifactId:
         return put_manifest(self._store, manifest)
+
+    def _prepare_manifest(self, manifest: Any) -> tuple[ArtifactId, tuple[PreparedPut, ...]]:
+        return prepare_manifest(self._store, manifest)
 
     def _put_details(self, details: object) -> ArtifactId:
         return self._store.put_value(details, kind=DETAILS_KIND, durable=False)
@@ -491,6 +493,23 @@ def put_context(journal: Any, context: Any, *, base: ArtifactId | None) -> Artif
         return context
     store: Store = journal.store
     return store.put_value(journal.codec.to_plain(context), kind=SNAPSHOT_KIND, base=base, durable=False)
+
+
+def prepare_context(
+    journal: Any, context: Any, *, base: ArtifactId | None
+) -> tuple[ArtifactId, tuple[PreparedPut, ...]]:
+    """The id of a context, and what goes with the append that names it: nothing where it is stored already."""
+    if type(context) is ArtifactId:
+        return context, ()
+    store: Store = journal.store
+    return named_puts(store.prepare_value(journal.codec.to_plain(context), kind=SNAPSHOT_KIND, base=base))
+
+
+def prepare_manifest(store: Store, manifest: Any) -> tuple[ArtifactId, tuple[PreparedPut, ...]]:
+    """The same of a manifest."""
+    if type(manifest) is ArtifactId:
+        return manifest, ()
+    return named_puts(store.prepare_value(manifest, kind=MANIFEST_KIND))
 
 
 def put_manifest(store: Store, manifest: Any) -> ArtifactId:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, final, overload
 from uuid import UUID, uuid4
 
+from casstore import PreparedPut
 from casstore.errors import MissingArtifact
 from journal import domain
 from journal.admission import ClaimRequest
@@ -37,6 +38,8 @@ from journal.recorder import (
     cancelled_info,
     ending,
     fit_all,
+    prepare_context,
+    prepare_manifest,
     put_context,
     put_manifest,
     take,
@@ -80,16 +83,16 @@ def start_run(
     new_id = uuid4() if run_id is None else parse_run_id(run_id)
     _refuse_existing(journal, new_id)
 
-    def put_both() -> tuple[UUID, RunStarted]:
-        return new_id, RunStarted(
-            op_id=op_id,
-            manifest_id=put_manifest(journal.store, manifest),
-            initial_snapshot_id=put_context(journal, context, base=None),
-        )
-
-    _, started = put_both()
-    refill: list[Refill] = [] if type(manifest) is type(context) is None else [lambda: put_both()[1].manifest_id]
-    return _begin(journal, new_id, [started, policy], refill, claim=claim, retryable=retryable)
+    manifest_id, puts = prepare_manifest(journal.store, manifest)
+    initial_id, more = prepare_context(journal, context, base=None)
+    started = RunStarted(op_id=op_id, manifest_id=manifest_id, initial_snapshot_id=initial_id)
+    refill: list[Refill] = [
+        lambda: put_manifest(journal.store, manifest),
+        lambda: put_context(journal, context, base=None),
+    ]
+    return _begin(
+        journal, new_id, [started, policy], refill, (*puts, *more), claim=claim, retryable=retryable
+    )  # fmt: skip
 
 
 def resume(
@@ -167,7 +170,7 @@ def fork(
         run_policy(state.plan, state.max_attempts, plan_id=state.plan_id),
     ]
     facts = [item.event for item in kept if _is_fact(item.event)]
-    return _begin(journal, new_id, [*events, *facts], [], claim=claim, retryable=retryable)
+    return _begin(journal, new_id, [*events, *facts], [], (), claim=claim, retryable=retryable)
 
 
 def cancel(journal: Any, run_id: UUID | str, reason: str = CANCELLED) -> RunState:
@@ -223,29 +226,31 @@ def _refuse_existing(journal: Any, run_id: UUID) -> None:
 
 
 def _begin(
-    journal: Any, run_id: UUID, events: list[Event], refill: list[Refill], *, claim: bool, retryable: Classifier | None
-) -> Run:
+    journal: Any, run_id: UUID, events: list[Event], refill: list[Refill], puts: Sequence[PreparedPut], *, claim: bool,
+    retryable: Classifier | None,
+) -> Run:  # fmt: skip
     fitted, moved = fit_all(events, journal.store)
-    held = _append(journal, run_id, 0, fitted, [*refill, *moved], claim=claim, steal=False)
+    held = _append(journal, run_id, 0, fitted, [*refill, *moved], puts, claim=claim, steal=False)
     view = RunView(run_id=run_id)
     take(view, fitted)
     return Run(journal, view, claim=held, retryable=retryable)
 
 
 def _append(
-    journal: Any, run_id: UUID, expected: int, events: list[Event], refill: list[Refill], *, claim: bool, steal: bool
-) -> Any:
+    journal: Any, run_id: UUID, expected: int, events: list[Event], refill: list[Refill],
+    puts: Sequence[PreparedPut] = (), *, claim: bool, steal: bool,
+) -> Any:  # fmt: skip
     """One append that takes the claim; made once more where an artifact was collected between put and append."""
     token = secrets.token_bytes(16)
     request = ClaimRequest(steal=steal) if claim else None
     try:
-        appended = journal.append(run_id, expected, events, token=token, claim=request)
+        appended = journal.append(run_id, expected, events, token=token, claim=request, puts=puts)
     except MissingArtifact:
         if not refill:
             raise
         for put in refill:
             put()
-        appended = journal.append(run_id, expected, events, token=token, claim=request)
+        appended = journal.append(run_id, expected, events, token=token, claim=request, puts=puts)
     return appended.claim
 
 

@@ -12,6 +12,7 @@ from uuid import UUID
 from blake3 import blake3
 
 from casstore.ids import ArtifactId
+from casstore.stage import TABLE as STAGED
 from journal.backend import ClaimRow, RunRow, StateRow, Tail
 from journal.errors import InvalidStream
 from journal.failures import RunStatus
@@ -27,7 +28,7 @@ DONE: Final = b"done1"  # status ‖ ended ms ‖ run -> nothing
 CL: Final = b"cl1"  # run -> ClaimRow
 CUR: Final = b"cur1"  # name -> position
 META: Final = b"meta1"
-TABLES: Final = (EV, RS, RUN, ID, ST, FK, LIVE, DONE, CL, CUR, META)
+TABLES: Final = (EV, RS, RUN, ID, ST, FK, LIVE, DONE, CL, CUR, META, STAGED)
 
 META_UUID: Final = b"uuid"
 META_NEXT_RUN: Final = b"next_run"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Final, final
 from uuid import UUID
 
+from casstore import stage
 from casstore.errors import StoreError
+from casstore.ids import ArtifactId
 from casstore.steps import reach
 from casstore.tables import ReadTransaction, Tables, WriteTransaction
 from journal.backend import ClaimRow, Look, RunRow, RunWrite, StateRow, Unit
@@ -183,6 +185,9 @@ class TableLook:
         found = self._txn.get(CUR, name.encode())
         return None if found is None else unpack_number(found)
 
+    def is_staged(self, id: ArtifactId) -> bool:
+        return stage.is_staged(self._txn, id.digest)
+
     def _batch(self, number_: int, seq: int) -> tuple[int, int] | None:
         """(first seq, position) of the batch in which a seq stands, if it stands in any."""
         prefix = number(number_)
@@ -228,21 +233,26 @@ class TableBackend:
             yield TableLook(txn)
 
     def commit(
-        self, units: Sequence[Unit], admit: Callable[[Unit, Look], None], check: Callable[[Unit], None]
-    ) -> None:
+        self, units: Sequence[Unit], admit: Callable[[Unit, Look], None], check: Callable[[Unit, Look], None],
+        settled: Callable[[], Iterable[ArtifactId]] = tuple,
+    ) -> None:  # fmt: skip
         with self._tables.write() as txn:
             reach("append.locked")
             look = TableLook(txn)
+            for id in settled():
+                txn.delete(stage.TABLE, id.digest)
             position = look.position()
             for unit in units:
                 try:
                     if unit.writes is None or any(_is_stale(look, write) for write in unit.writes):
                         admit(unit, look)
-                    check(unit)
+                    check(unit, look)
                 except (JournalError, StoreError) as error:
                     unit.error = error
                     continue
                 unit.positions = []
+                for place, put in enumerate(unit.staged if unit.writes else ()):
+                    stage.write(txn, put.artifact, position + 1, place, _second(unit))
                 for write in unit.writes or ():
                     unit.positions.append(position + 1)
                     _write_run(txn, write, position + 1)
@@ -297,6 +307,12 @@ class TableBackend:
 
     def close(self) -> None:
         self._tables.close()
+
+
+def _second(unit: Unit) -> int:
+    """When it happens, in unix seconds."""
+    assert unit.writes
+    return unit.writes[0].after.updated_ms // 1000
 
 
 def _is_stale(look: TableLook, write: RunWrite) -> bool:

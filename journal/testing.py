@@ -14,6 +14,7 @@ from uuid import UUID
 
 from casstore.ids import ArtifactId
 from casstore.processes import current_process
+from casstore.stage import Stage
 from casstore.tables import MemoryTables
 from casstore.testing import FakeClock, memory_store
 from journal import errors, events
@@ -45,7 +46,8 @@ TOKEN, TOKEN_2 = bytes(range(16)), bytes(range(1, 17))
 
 def memory_journal(*, clock: Callable[[], float] = time.time, **options: Any) -> Journal:
     """A journal with a store that keep everything in memory, with the meaning of the real ones."""
-    backend, store = TableBackend(MemoryTables(TABLES)), memory_store(clock=clock)
+    tables = MemoryTables(TABLES)
+    backend, store = TableBackend(tables), memory_store(clock=clock, stage=Stage(lambda: tables))
     backend.bind(store.uuid)
     return Journal(backend, store, name="memory", clock=clock, on_close=store.close, **options)
 

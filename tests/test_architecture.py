@@ -17,12 +17,13 @@ PROJECT = Path(__file__).parent.parent
 # What the journal and other backends may use besides the names of `casstore` itself.
 PUBLIC = {
     "casstore", "casstore.backups", "casstore.environment", "casstore.errors", "casstore.home", "casstore.ids",
-    "casstore.lmdb_tables", "casstore.processes", "casstore.roots", "casstore.steps", "casstore.tables",
+    "casstore.lmdb_tables", "casstore.processes", "casstore.roots", "casstore.stage", "casstore.steps",
+    "casstore.tables",
     "casstore.testing", "casstore.values",
 }  # fmt: skip
 PURE = {
     "casstore.car", "casstore.codec", "casstore.frames", "casstore.segments", "casstore.values", "casstore.ids",
-    "casstore.marks", "casstore.varints",
+    "casstore.items", "casstore.marks", "casstore.varints",
     "journal.events", "journal.event_json", "journal.views", "journal.envelopes", "journal.records",
     "journal.decisions", "journal.domain", "journal.failures", "journal.ids", "journal.storable",
 }  # fmt: skip

@@ -2,7 +2,8 @@
 
     python tests/golden/make.py
 
-It holds an artifact of every encoding, a collected one, a pin, and runs that ended, failed, died and were forked.
+It holds an artifact of every encoding, a collected one, a pin, staged ones, and runs that ended, failed, died and were
+forked.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ HERE = Path(__file__).parent
 A, B = "golden.step.a", "golden.step.b"
 
 
-def fill(home: Path) -> dict[str, Any]:
-    """What is there, as the test compares it."""
+def fill(home: Path, copy: Path) -> dict[str, Any]:
+    """What is there, as the test compares it. The copy is made before the journal is closed, which would settle."""
     clock, rng = FakeClock(), random.Random(2)
     with casstore.open(home, clock=clock) as store, journal.open(home, store=store, clock=clock) as jrn:
         text = b"".join(b"line %d of a text that compresses\n" % n for n in range(3000))
@@ -68,6 +69,13 @@ def fill(home: Path) -> dict[str, Any]:
         jrn.cancel(UUID(int=2), "enough")
         store.gc(jrn, grace=0)
         assert gone not in store
+        lines = [f"line {n} of a context" for n in range(200)]
+        run = jrn.start_run("golden", manifest={"n": 5}, context={"lines": lines}, run_id=UUID(int=5))
+        run.enter(A).complete({"lines": [*lines, "and one more"]})
+        run.enter(B).complete({"lines": [*lines, "and one more"], "child": run.state.manifest_id})
+        run.release()
+        assert store.stats().staged == 4
+        shutil.copytree(home, copy)
         return {
             "artifacts": {str(name): [len(store.get(name)), list(store.info(name).kinds), store.info(name).encoding]
                           for name in store},
@@ -88,7 +96,7 @@ def main() -> None:
     """Write format-N.tar.xz and format-N.json beside this file."""
     place = Path(tempfile.mkdtemp())
     try:
-        expected = fill(place / "home")
+        expected = fill(place / "made", place / "home")
         for lock in place.rglob("lock.mdb"):
             lock.unlink()
         with tarfile.open(HERE / f"format-{FORMAT_NUMBER}.tar.xz", "w:xz") as archive:
