@@ -106,6 +106,7 @@ class Collector:
         self._lost: dict[int, bytes] | None = None
         self._done = _Done()
         self._position = 0
+        self._epoch: int | None = None
         self._staged_position = -1  # of the newest staged row that was read
         self._commit = 0  # the store's newest commit after this gc's last one
 
@@ -127,6 +128,7 @@ class Collector:
         self._backend.reader_check()
         self._drop_dead_uploads()
         opened = self._backend.gc_open(self._now_s, self._grace_s, history.pack_opened(self._now_s))  # 1
+        self._epoch = opened.epoch
         reach("gc.opened")
         stopped = ""
         try:
@@ -237,6 +239,8 @@ class Collector:
                 elif self._backend.rows([digest])[0] is not None:
                     needs.append(digest)  # settled between the two looks
                 else:
+                    if self._epoch is not None:  # a later gc may have taken it, rightly
+                        self._backend.gc_recent(self._epoch)
                     detail = f"{named_by} names or needs {digest.hex()}, which is not in the store"
                     raise GcRefused("missing_root", detail)
             missing = []

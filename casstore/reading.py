@@ -41,7 +41,10 @@ class Reader:
             if chain is None:
                 staged = self._stage.find(digest)
                 if staged is not None:
-                    return self._unstage(staged, fresh=fresh)
+                    data = self._unstage(staged, fresh=fresh)
+                    if data is None:
+                        continue
+                    return data
                 chain = self._backend.load(digest, known)  # it may have been settled between the two looks
             if chain is None:
                 raise self.missing(digest)
@@ -52,17 +55,22 @@ class Reader:
             if blake3(data).digest() != digest:
                 raise Corrupt(ArtifactId(digest), "its bytes have another hash")
             return data
+        if self._stage.find(digest) is not None:
+            raise Corrupt(ArtifactId(digest), "it is staged, and its base is gone")
         raise self.missing(digest)
 
-    def _unstage(self, row: Staged, *, fresh: bool) -> bytes:
-        """Decode a staged artifact. Its base was staged before it, or is in the store."""
+    def _unstage(self, row: Staged, *, fresh: bool) -> bytes | None:
+        """Decode a staged artifact. Its base was staged before it, or is in the store; None where it is not there:
+        the artifact may have been settled whole meanwhile, and its base collected."""
         base = None
         if row.base is not None:
             base = None if fresh else self._recent.get(row.base)
             if base is None:
                 try:
                     base = self.get(row.base, fresh=fresh)
-                except (Corrupt, NotFound) as error:
+                except NotFound:
+                    return None
+                except Corrupt as error:
                     raise Corrupt(ArtifactId(row.digest), f"its base, {row.base.hex()}: {error}") from error
                 self._recent.add(row.base, base)
         try:

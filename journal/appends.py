@@ -171,7 +171,9 @@ class Appender:
             named = {name for _, name in append.named}
             append.puts = [put for put in append.puts if not (put.is_hit and put.id in named)]
             if append.puts:
-                (small if all(put.can_stage for put in append.puts) else large).append(append)
+                # Rows are ordered by the positions of events; an append may have none, but for a claim.
+                can_stage = append.size > 0 and all(put.can_stage for put in append.puts)
+                (small if can_stage else large).append(append)
         if not small and not large:
             return []
         staged, more = self._staging.count(), sum(len(append.puts) for append in small)

@@ -16,9 +16,12 @@ import casstore
 import journal
 from casstore import ArtifactId, Corrupt, NotFound, steps
 from casstore.gc import Collector
+from casstore.items import PutItem
 from casstore.stage import ROWS_MAX, TABLE, Stage, Staged
 from casstore.staging import Staging
 from casstore.testing import FakeClock
+from casstore.writing import _whole
+from journal.admission import ClaimRequest
 from journal.testing import memory_journal
 from tests.helpers import assert_whole, python
 
@@ -169,6 +172,43 @@ def test_a_reader_between_two_looks_finds_it(jrn: journal.Journal, monkeypatch: 
         monkeypatch.setattr(Stage, "find", settled_first)
         assert look(name)
         assert Stage.find is find and staged(jrn) == 0
+
+
+def test_a_reader_begins_again_where_a_base_went_meanwhile(
+    jrn: journal.Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row was read, then it was settled whole and its base collected: it is found in the store."""
+    base = old(jrn, grown(0))
+    run = jrn.start_run("staged", manifest={}, context={}, run_id=RUN)
+    name = stage(jrn, run, grown(1), base=base)
+    assert jrn.store.info(name).base == base
+    find = Stage.find
+
+    def then_settled(self: Stage, digest: bytes) -> Staged | None:
+        found = find(self, digest)
+        if digest == name.digest and found is not None:
+            monkeypatch.setattr(Stage, "find", find)
+            jrn.store._reader._recent.__init__()  # type: ignore[misc]
+            data = jrn.store.get(name)
+            jrn.store._backend.put([_whole(PutItem(data=data), name.digest, ())], 0, None)
+            jrn.store.staging.settle()
+            jrn.store.gc(jrn, grace=0, force=True)
+            assert base not in jrn.store
+            jrn.store._reader._recent.__init__()  # type: ignore[misc]
+        return found
+
+    monkeypatch.setattr(Stage, "find", then_settled)
+    assert jrn.store.get_value(name) == grown(1)
+
+
+def test_an_append_without_events_stages_nothing(jrn: journal.Journal) -> None:
+    """Rows are ordered by positions of events: two could not be told apart, and gc would miss the later one."""
+    run = jrn.start_run("staged", manifest={}, context={}, run_id=RUN, claim=False)
+    before = staged(jrn)
+    prepared = jrn.store.prepare_value({"n": 1})
+    assert not isinstance(prepared, ArtifactId)
+    jrn.append(RUN, run.head, [], puts=[prepared], claim=ClaimRequest())
+    assert staged(jrn) <= before and prepared.id in jrn.store and jrn.store.staging.info(prepared.id.digest) is None
 
 
 def test_a_damaged_row_is_named_and_the_rest_reads(tmp_path: Path) -> None:
