@@ -363,6 +363,7 @@ class Journal(RunOperations, RunUpkeep):
         DamagedStore.
         """
         self._check(write=True)
+        self.store.staging.settle()  # politeness: rows that are staged go along
         return backups.backup(self.store.home, dest)
 
     def chain_head(self, run_id: UUID | str, seq: int) -> bytes:

@@ -1053,7 +1053,7 @@ def test_a_call_under_way_is_finished_by_close(home: Path) -> None:
         ajrn = await AsyncJournal.open(home)
         run = await start(ajrn, [A])
         attempt = await run.enter(A)
-        with gate_at("put.before_commit") as gate:
+        with gate_at("append.locked") as gate:
             completing = asyncio.create_task(attempt.complete({"n": 1}))
             await gate.reached.wait()
             closing = asyncio.create_task(ajrn.close())

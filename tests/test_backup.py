@@ -70,6 +70,7 @@ def test_a_backup_is_a_home_of_its_own(home: Path, tmp_path: Path) -> None:
         lease = store.lease(3600)
         lease.put(b"leased")
         store._backend.upload_write(store._backend.upload_open(1, "nobody"), 0, [b"x" * 4080] * 5000)
+        store.staging.settle()
         before = store.stats()
         assert (before.leases, before.uploads) == (1, 1)
         report = jrn.backup(dest)
@@ -309,6 +310,7 @@ def test_what_the_journal_names_but_the_store_lost_is_no_backup(home: Path, tmp_
     with journal.open(home) as jrn:
         run = live_run(jrn, 1)
         lost = jrn.run_state(run.run_id).checkpoint_id
+        jrn.store.staging.settle()
         with jrn.store._backend._tables.write() as txn:  # type: ignore[attr-defined]
             assert txn.delete(b"ix1", lost.digest)
         with pytest.raises(casstore.DamagedStore, match=str(lost)):

@@ -46,7 +46,8 @@ def ended(jrn: journal.Journal, run_id: UUID, notes: int = 0, *, value: int = 0)
 
 
 def rows(jrn: Any) -> dict[bytes, dict[bytes, bytes]]:
-    """Every row of the journal."""
+    """Every row of the journal. What is staged belongs to the store, and gc takes it there."""
+    jrn.store.staging.settle()
     with jrn._backend._tables.read() as txn:
         return {table: dict(txn.scan(table)) for table in TABLES}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -274,16 +275,21 @@ def test_threads_share_commits(tmp_path: Path) -> None:
         assert jrn.position() == 16 * 2 and jrn.verify() == []
 
 
-def test_snapshots_of_many_runs_share_the_commits_of_both(tmp_path: Path) -> None:
-    """Runs that complete a state at the same time: one commit of the store and one of the journal for all of them;
-    one whose context links to what is not there fails alone."""
+@pytest.mark.parametrize(("noise", "puts"), [(0, 0), (6000, 2)])
+def test_snapshots_of_many_runs_share_the_commits_of_both(tmp_path: Path, noise: int, puts: int) -> None:
+    """Runs that complete a state at the same time: one commit of the journal for all of them, and where snapshots are
+    too large to be staged one of the store (after one of what was staged); one whose context links to what is not
+    there fails alone."""
+    blob = [random.Random(place).randbytes(noise) for place in range(9)]
     with journal.open(tmp_path / "home") as jrn:
         attempts = [jrn.start_run("flow", manifest={}, context={"n": n}).enter(A) for n in range(9)]
         committer = jrn._appender._committer
         outcomes: list[str] = []
 
         def work(place: int, attempt: Any) -> None:
-            context = {"n": place, "link": casstore.ArtifactId.of(b"never")} if place == 8 else {"n": -place}
+            context: dict[str, Any] = {"n": -place, "blob": blob[place]}
+            if place == 8:
+                context["link"] = casstore.ArtifactId.of(b"never")
             try:
                 attempt.complete(context)
             except casstore.MissingArtifact:
@@ -304,10 +310,13 @@ def test_snapshots_of_many_runs_share_the_commits_of_both(tmp_path: Path) -> Non
 
         threads = threads[:8]
         seen = count_steps(partial(all_of_them, 8))
-        assert (seen["put.after_commit"], seen["append.committed"]) == (1, 1) and outcomes == ["completed"] * 8
+        assert (seen.get("put.after_commit", 0), seen["append.committed"]) == (puts, 1)
+        assert outcomes == ["completed"] * 8
         work(8, attempts[8])
         assert outcomes[-1] == "missing" and attempts[8].run.state.open_attempt is not None
-        assert [attempt.run.context() for attempt in attempts[:8]] == [{"n": -place} for place in range(8)]
+        assert [attempt.run.context() for attempt in attempts[:8]] == [
+            {"n": -place, "blob": blob[place]} for place in range(8)
+        ]  # fmt: skip
         assert jrn.verify() == [] and jrn.store.verify().findings == ()
 
 

@@ -67,6 +67,7 @@ def jrn(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 
 def rows(jrn: Any) -> Rows:
+    jrn.store.staging.settle()
     with jrn._backend._tables.read() as txn:
         return {table: dict(txn.scan(table)) for table in TABLES}
 

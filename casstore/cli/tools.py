@@ -173,6 +173,7 @@ def _figures(place: Path, steps: int) -> dict[str, float]:
         checkpoint = run.state.checkpoint_id
         figures["read of the last context (ms)"] = _ms(lambda: jrn.store.get_value(checkpoint), 20)
         figures["resume point (ms)"] = _ms(lambda: jrn.resume(run.run_id, dry_run=True), 20)
+        jrn.store.staging.settle()
         stored = jrn.store.stats().by_kind["context_snapshot"]
         figures["snapshots, MiB of data"] = stored[1] / (1 << 20)
         figures["store and journal on disk, MiB"] = _size(place) / (1 << 20)
