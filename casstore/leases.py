@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, final
 
 from casstore.backend import BlobBackend
 from casstore.ids import ArtifactId
+from casstore.steps import reach
 from casstore.writing import Writer
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Lease:
         self._store, self._backend, self._writer, self._ttl_s, self._clock = store, backend, writer, ttl_s, clock
         self.name = secrets.token_hex(16)
         backend.lease_open(self.name, self._expiry())
+        reach("lease.opened")
         backend.sync()
 
     def _expiry(self) -> int:
@@ -46,6 +48,7 @@ class Lease:
         """Hold artifacts that are there. Raises: NotFound, Collected, LeaseLost. Durable on return."""
         self._writer.stored([found.digest for found in ids])
         self._backend.lease_add(self.name, [found.digest for found in ids], int(self._clock()))
+        reach("lease.added")
         self._backend.sync()
 
     def renew(self, ttl: float | None = None) -> None:
@@ -53,11 +56,13 @@ class Lease:
         if ttl is not None:
             self._ttl_s = ttl
         self._backend.lease_renew(self.name, self._expiry())
+        reach("lease.renewed")
         self._backend.sync()
 
     def close(self) -> None:
         """Hold nothing any more. Idempotent."""
         self._backend.lease_close(self.name)
+        reach("lease.closed")
 
     def __enter__(self) -> Lease:
         return self

@@ -52,6 +52,7 @@ from casstore.reports import (
 from casstore.roots import RootSource
 from casstore.stage import Stage
 from casstore.staging import Staging
+from casstore.steps import reach
 from casstore.writing import Writer
 
 GRACE_S: Final = 3600
@@ -222,6 +223,7 @@ class Store:
         self._check(write=True)
         self._writer.stored([_id(id).digest])
         self._backend.pin(_pin_name(name), _id(id).digest, self._now())
+        reach("pin.committed")
         self._backend.sync()
 
     def unpin(self, name: str) -> None:

@@ -24,6 +24,7 @@ from casstore.leases import Lease
 from casstore.reading import Reader
 from casstore.reports import ArtifactInfo, ExportReport, ImportReport
 from casstore.roots import RootSource
+from casstore.steps import reach
 from casstore.writing import BATCH_BYTES, BATCH_ITEMS, Writer
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ def import_car(
         hold = _Hold(held, store if lease is None else None)
         importer = _Importer(backend, writer, reader, hold, incoming, kind, progress)
         importer.run()
+        reach("import.blocks")
         roots = incoming.car.roots
         pins = dict(zip(pin_names(pin, len(roots)), roots, strict=True)) if pin is not None else {}
         for name, root in pins.items():

@@ -52,6 +52,7 @@ def undelete(
 ) -> UndeleteReport:  # fmt: skip
     """See Store.undelete. `lease` holds what is restored until the whole is."""
     wanted, known = _plan(backend, reader, digests)
+    reach("undelete.planned")
     raw, renewed = 0, clock()
     for row in wanted:
         if not 0 <= clock() - renewed < LEASE_S / 4:

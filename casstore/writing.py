@@ -38,10 +38,12 @@ LOOK_EVERY_PUTS: Final = 1000
 THREADS_FROM_BYTES: Final = 16 << 10  # of an item on average: below, handing it over costs more than it saves
 THREADS_MAX: Final = 4
 FRAMES_AHEAD: Final = 4
+UPLOAD_TRIES: Final = 3
 HIT_VERIFY_BYTES: Final = 1 << 20
 DELTA_RAW_MAX: Final = 16 << 20
 DISK_RESERVE_BYTES: Final = 2 << 20  # what puts leave free, so that gc can always commit
 _LINKS_CAME_LATER: Final = "these bytes were stored before as a stream, and link to artifacts that came later"
+_UPLOAD_LOST: Final = "the upload was given up: a gc took this process for dead. Put it again"
 
 
 @final
@@ -138,7 +140,10 @@ class Writer:
                 progress(len(first))
             return self.put(PutItem(data=first, kind=kind), lease=lease, durable=durable)
         rest = _rest_of(first, source)
-        return self._upload(rest, kind, (), lease, progress, durable)
+        try:
+            return self._upload(rest, kind, (), lease, progress, durable)
+        except UploadLost as error:
+            raise StoreError(_UPLOAD_LOST) from error
 
     # -- inside
 
@@ -296,6 +301,23 @@ class Writer:
         """More than one frame: a hit or a delta goes in one transaction, anything else as an upload."""
         digest = blake3(item.data).digest()
         links = links_of(item.data)
+        tries = 0
+        while True:
+            try:
+                self._put_large_once(item, digest, links, lease, verify)
+                break
+            except UploadLost as error:  # what it links to became younger than it, or gc took us for dead: begin again
+                tries += 1
+                if tries == UPLOAD_TRIES:
+                    raise StoreError(_UPLOAD_LOST) from error
+        if item.kind == "context_snapshot":
+            self._recent.add(digest, item.data)
+        self._flush(durable)
+        return ArtifactId(digest)
+
+    def _put_large_once(
+        self, item: PutItem, digest: bytes, links: tuple[bytes, ...], lease: str | None, verify: bool
+    ) -> None:
         if links:
             self._unstage(links)  # an upload takes its number now, and what it needs must have a smaller one
         prepared: NewArtifact | None = None
@@ -307,10 +329,6 @@ class Writer:
         done = prepared is not None and self._try(prepared, lease)
         if not done:
             self._upload(_rest_of(item.data, None), item.kind, links, lease, None, False)
-        if item.kind == "context_snapshot":
-            self._recent.add(digest, item.data)
-        self._flush(durable)
-        return ArtifactId(digest)
 
     def _try(self, prepared: NewArtifact, lease: str | None) -> bool:
         """Put what may turn out to need its bytes whole. Whether it went in."""
@@ -363,8 +381,6 @@ class Writer:
                 ],
                 int(self._clock()), lease,
             )  # fmt: skip
-        except UploadLost as error:
-            raise StoreError("the upload was given up: a gc took this process for dead. Put it again") from error
         except BaseException:
             backend.upload_abort(upload)
             raise

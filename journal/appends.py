@@ -144,6 +144,7 @@ class Appender:
         waiting = [append for append in waiting if append.error is None]
         names = rows or any(append.named or append.staged for append in waiting)
         synced = self._store.sync() if names else 0  # 1: the barrier
+        reach("append.synced")
 
         def again(unit: Any, look: Look) -> None:
             self._admit(unit, look, terms, look.next_number())
@@ -253,6 +254,7 @@ class Appender:
         if not ids:
             return
         touched = dict(zip(ids, self._store.touched(ids), strict=True))
+        reach("append.checked")
         staged: dict[ArtifactId, PreparedPut] = {}
         flush = False
 

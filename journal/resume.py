@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 from casstore import PreparedPut
 from casstore.errors import MissingArtifact
+from casstore.steps import reach
 from journal import domain
 from journal.admission import ClaimRequest
 from journal.decisions import Decision, Enter, Orphaned
@@ -162,6 +163,7 @@ def fork(
     kept = recorded[:at_seq]
     state = state_of(_fold(source, kept))
     journal.store.info(state.checkpoint_id)  # raises Collected, NotFound
+    reach("fork.looked")
     new_id = uuid4() if new_run_id is None else parse_run_id(new_run_id)
     _refuse_existing(journal, new_id)
     events: list[Event] = [
