@@ -25,10 +25,11 @@ from casstore.backend import Ages, Outcome, PutResult
 from casstore.gc import Collector
 from casstore.marks import Marks
 from casstore.rows import DaRow, IxRow, from_u64, u64
+from casstore.steps import reach
 from casstore.writing import Writer
 from journal.appends import Appender
 from journal.log import Journal
-from tests.race_harness import OLD_S, TEXT, Violation, World, damage, refused, watch_locks, without_flushes
+from tests.race_harness import OLD_S, TEXT, Deadlock, Violation, World, damage, refused, watch_locks, without_flushes
 
 LARGE = b"".join(b"%8d" % n for n in range(150_000))  # more than one frame
 MORE = TEXT + b"one more line"
@@ -688,3 +689,52 @@ def test_caught(found: Race, world: World, monkeypatch: pytest.MonkeyPatch) -> N
     found.trace(world)
     with pytest.raises(Violation, match=f"^{found.breaks}"):
         world.check()
+
+
+# -- beside them --------------------------------------------------------------------------------------------
+
+
+def test_a_large_put_begins_again(world: World) -> None:
+    """H13, as its caller sees it: nothing went wrong, and the first upload left nothing behind."""
+    x = world.put_old(b"x")
+
+    def again() -> None:
+        world.gc(world.two)
+        world.two.store.put(b"x")
+
+    world.race(lambda: put_and_append(world, world.one, [x, LARGE]), {"upload.opened": again})
+    world.check()
+    assert len(world.promised) == 1 and world.store._backend.uploads() == []
+    world.settle()
+
+
+def test_a_stream_that_lost_its_upload_says_so(world: World) -> None:
+    """H14, as its caller sees it: a stream cannot be read twice."""
+
+    def long_after() -> None:
+        world.clock.advance(8 * 86400)
+        world.gc(world.two)
+
+    world.race(lambda: world.one.store.put_file(io.BytesIO(LARGE)), {"upload.written": long_after})
+    (error,) = world.errors
+    assert isinstance(error, casstore.StoreError) and "Put it again" in str(error)
+    world.errors.clear()
+    world.check()
+    world.settle()
+
+
+def test_two_that_wait_for_each_other_are_found(world: World) -> None:
+    """The harness itself: store before journal in one, journal before store in the other."""
+
+    def wrong() -> None:
+        with world.one.store._backend._tables.write():  # type: ignore[attr-defined]
+            reach("test.held")
+            with world.one.exclusive():
+                pass
+
+    def right() -> None:
+        with world.two.exclusive(), world.two.store._backend._tables.write():  # type: ignore[attr-defined]
+            pass
+
+    with pytest.raises(Deadlock):
+        world.race(wrong, {"test.held": right})
