@@ -235,7 +235,8 @@ class World:
     def rival(self, who: journal.Journal, grace: int = GRACE_S) -> None:
         """A gc that takes one which holds the collectors' lock for dead."""
         Collector(
-            who.store._backend, who, now_s=int(self.clock()), grace_s=grace, keep_completed_s=0
+            who.store._backend, who, now_s=int(self.clock()), grace_s=grace, keep_completed_s=0,
+            stage=who.store._stage,
         ).run(plausible=refuse_implausible)  # fmt: skip
 
     def race(self, outer: Action, at: Mapping[str | int, Action]) -> list[str]:

@@ -2,7 +2,7 @@
 
 Every trace runs twice. As the code is, all invariants hold, C after every single commit. With the one rule taken out
 that closes the hole, the same trace breaks the invariant that is named: so the loss of the rule would be noticed.
-H22 to H24 need a power loss and are in test_power_loss.py. H25 to H28 are about staged rows: their traces belong here.
+H22 to H24, H27 and H28 need a power loss and are in test_power_loss.py.
 
 x is a child of y, y of z; b is the base of a delta c. Old: unreferenced, and not touched since the cut.
 """
@@ -23,13 +23,26 @@ from casstore import ArtifactId, codec, puts, repairs, sweeps, values
 from casstore import rows as tables
 from casstore.backend import Ages, Outcome, PutResult
 from casstore.gc import Collector
+from casstore.items import PreparedPut
 from casstore.marks import Marks
 from casstore.rows import DaRow, IxRow, from_u64, u64
+from casstore.stage import Staged
 from casstore.steps import reach
 from casstore.writing import Writer
 from journal.appends import Appender
 from journal.log import Journal
-from tests.race_harness import OLD_S, TEXT, Deadlock, Violation, World, damage, refused, watch_locks, without_flushes
+from tests.race_harness import (
+    LIVE,
+    OLD_S,
+    TEXT,
+    Deadlock,
+    Violation,
+    World,
+    damage,
+    refused,
+    watch_locks,
+    without_flushes,
+)
 
 LARGE = b"".join(b"%8d" % n for n in range(150_000))  # more than one frame
 MORE = TEXT + b"one more line"
@@ -301,7 +314,7 @@ def base_of_an_earlier_look(patch: pytest.MonkeyPatch) -> None:
             insert(t, state, item, now_s)
 
     patch.setattr(Writer, "_base", remember)
-    patch.setattr(puts, "_insertable", lambda t, item: True)
+    patch.setattr(puts, "_insertable", lambda t, item, first: True)
     patch.setattr(puts, "_insert", insert_stale)
 
 
@@ -603,14 +616,16 @@ def committed_after_runs_were_read(w: World) -> None:
 
 
 def checked_before_the_lock(patch: pytest.MonkeyPatch) -> None:
-    check, put_all = Appender._check_named, Appender._put_all
+    check, place = Appender._check_named, Appender._place
 
-    def early(self: Any, appends: Any) -> None:
-        put_all(self, appends)
-        for append in appends:
-            check(self, append, 1 << 62)
+    def early(self: Any, appends: Any) -> Any:
+        rows = place(self, appends)
+        with self._backend.look() as look:
+            for append in appends:
+                check(self, append, look, 1 << 62)
+        return rows
 
-    patch.setattr(Appender, "_put_all", early)
+    patch.setattr(Appender, "_place", early)
     patch.setattr(Appender, "_check_named", lambda *_: None)
 
 
@@ -657,6 +672,80 @@ def fresh_hit_after_the_clock_went_back(w: World) -> None:
         w.promise(w.one.store.put(b"x"))
 
     w.race(lambda: w.gc(w.two), {"gc.marked": put})
+
+
+# -- H25, H26: staged rows ----------------------------------------------------------------------------------
+
+
+def bring(w: World, who: journal.Journal, value: object, base: ArtifactId | None = None) -> ArtifactId:
+    """Append an event that names a value and brings it along. Raises: MissingArtifact."""
+    put = who.store.prepare_value(value, base=base, kind="context_snapshot")
+    assert not isinstance(put, ArtifactId) and put.can_stage
+    who.append(LIVE, who.head(LIVE), [journal.DomainEvent("note", {"name": put.id})], puts=[put])
+    return put.id
+
+
+def bring_again(w: World, who: journal.Journal, value: object, base: ArtifactId | None = None) -> None:
+    with refused():
+        bring(w, who, value, base)
+
+
+def needs_unchecked(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PreparedPut, "needs", property(lambda self: ()))
+
+
+@race("H25", "I1", needs_unchecked)
+def child_deleted_before_it_is_staged(w: World) -> None:
+    """y is prepared; a whole gc deletes x; y comes with its event."""
+    x = w.put_old(b"x")
+    w.race(lambda: bring_again(w, w.one, [x]), {"append.synced": lambda: w.gc(w.two)})
+
+
+@race("H25", "I1", needs_unchecked)
+def base_deleted_before_it_is_staged(w: World) -> None:
+    """The same with the base of a delta."""
+    b = w.put_old({"text": TEXT})
+    w.race(lambda: bring_again(w, w.one, {"text": MORE}, b), {"append.synced": lambda: w.gc(w.two)})
+
+
+def staged_needs_unmarked(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Staged, "needs", property(lambda self: ()))
+
+
+@race("H25", "I1", staged_needs_unmarked)
+def staged_on_a_candidate(w: World) -> None:
+    """x is a candidate; y is staged on it: it is not in the store, where gc would find its links."""
+    x = w.put_old(b"x")
+    w.race(lambda: w.gc(w.two), {"gc.marked": lambda: bring(w, w.one, [x])})
+
+
+def staged_bases_unmarked(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Staged, "needs", property(lambda self: self.links))
+
+
+@race("H25", "I1", staged_bases_unmarked)
+def staged_delta_of_a_candidate(w: World) -> None:
+    """The same with the base of a delta."""
+    b = w.put_old({"text": TEXT})
+    w.race(lambda: w.gc(w.two), {"gc.marked": lambda: bring(w, w.one, {"text": MORE}, b)})
+
+
+def staged_unrooted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Collector, "_late_staged", lambda self: [])
+
+
+@race("H26", "I1", staged_unrooted)
+def staged_by_a_run_that_ended(w: World) -> None:
+    """y was staged on x by a run that ended; gc runs; another run names y."""
+    x = w.put_old(b"x")
+    ended = w.one.start_run("race", manifest={}, context={}, claim=False)
+    put = w.one.store.prepare_value([x])
+    assert not isinstance(put, ArtifactId)
+    w.one.append(ended.run_id, ended.head, [journal.DomainEvent("note", {"name": put.id})], puts=[put])
+    w.one.cancel(ended.run_id)
+    w.grow_old()
+    w.race(lambda: w.rival(w.two), {})  # which does not settle first, as a command does
+    w.append(w.one, put.id)
 
 
 # -- each of them, and each without its rule ----------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Power loss: whatever pair of images of store and journal it leaves, nothing that was acknowledged or named is lost.
 
-With a rule about flushes taken out the same checks find the loss (docs/GC.md, "Races", H22 to H24).
+With a rule about flushes taken out the same checks find the loss (docs/GC.md, "Races", H22 to H24, H27, H28).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from casstore import ArtifactId
+from casstore.staging import Staging
 from casstore.store import Store
 from casstore.table_backend import TableBackend
 from casstore.writing import Writer
 from journal.appends import Appender
 from tests.power_images import PowerLog
-from tests.race_harness import Violation, World, refused, watch_locks, without_flushes
-from tests.test_gc_races import Race
+from tests.race_harness import TEXT, Violation, World, refused, watch_locks, without_flushes
+from tests.test_gc_races import MORE, Race, bring
 from tests.test_race_matrix import OPERATIONS, Templates, chain, damaged
 
 POWER: list[Race] = []
@@ -48,7 +49,7 @@ def put_chain_undurable(w: World) -> ArtifactId:
 
 def late_touches_not_flushed(patch: pytest.MonkeyPatch) -> None:
     check = Appender._check_named
-    patch.setattr(Appender, "_check_named", lambda self, append, synced: check(self, append, 1 << 62))
+    patch.setattr(Appender, "_check_named", lambda self, append, look, _: check(self, append, look, 1 << 62))
 
 
 @race("H22", "I1", late_touches_not_flushed)
@@ -113,6 +114,48 @@ def pinned(w: World) -> None:
     """The pin of what is on disk already."""
     x = w.put_old(b"x")
     w.race(lambda: w.one.store.pin("kept", x), {})
+
+
+def unflushed_is_safe(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("journal.appends._is_safe", lambda touched, synced: touched is not None)
+
+
+@race("H27", "I1", unflushed_is_safe)
+def base_put_again_after_the_barrier(w: World) -> None:
+    """c comes with an append that has flushed; its base b is deleted, and put again by another who has not."""
+    b = w.put_old({"text": TEXT})
+
+    def again() -> None:
+        w.gc(w.three)
+        w.two.store.put_value({"text": TEXT}, durable=False)
+
+    w.race(lambda: bring(w, w.one, {"text": MORE}, b), {"append.synced": again})
+
+
+@race("H27", "I1", unflushed_is_safe)
+def put_by_another_after_the_barrier(w: World) -> None:
+    """z comes with an append, and is put by another, unflushed, before the check: it has to be staged all the same."""
+    w.race(
+        lambda: bring(w, w.one, {"z": 1}),
+        {"append.synced": lambda: w.two.store.put_value({"z": 1}, kind="context_snapshot", durable=False)},
+    )
+
+
+def settled_unflushed(patch: pytest.MonkeyPatch) -> None:
+    def settle(self: Staging) -> int:
+        rows = self._stage.rows()
+        self.put(rows)
+        self._stage.drop(rows, lambda found: [True] * len(found))
+        return len(rows)
+
+    patch.setattr(Staging, "settle", settle)
+
+
+@race("H28", "I1", settled_unflushed)
+def settled(w: World) -> None:
+    """What is staged goes into the store, and its rows go."""
+    bring(w, w.one, {"z": 1})
+    w.race(lambda: w.one.store.staging.settle(), {})
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ import journal
 from casstore.testing import FakeClock
 from journal import DomainEvent, RunCompleted, RunStarted, RunStatus
 from tests.race_harness import (
+    LIVE,
     TEXT,
     Interleaving,
     World,
@@ -31,7 +32,7 @@ from tests.race_harness import (
     without_flushes,
 )
 
-ENDED, FORK, MOVED, RUN = (UUID(int=number) for number in range(2, 6))
+ENDED, FORK, MOVED, RUN, STAGED = (UUID(int=number) for number in range(2, 7))
 SHARE = 4
 LARGE = bytes(1 << 20) + b"and a little more than one frame"
 DAY_S = 86400
@@ -231,6 +232,48 @@ def recorder_step(w: World, me: journal.Journal, _: Any) -> None:
         attempt.complete({"text": TEXT.decode() + "more"}, then="d.e.f")
 
 
+def with_staged(w: World) -> Any:
+    """Two that are only staged, one on top of the other, by a run that ended; and an old one to stand on."""
+    x = w.put_old(b"x")
+    run = w.one.start_run("race", manifest={}, context={}, claim=False, run_id=STAGED)
+    names = []
+    for value in ({"x": x}, {"text": TEXT}):
+        put = w.one.store.prepare_value(value)
+        assert not isinstance(put, casstore.ArtifactId)
+        names.append(put.id)
+        w.one.append(STAGED, w.one.head(STAGED), [DomainEvent("note", {"name": put.id})], puts=[put])
+    w.one.cancel(run.run_id)
+    w.grow_old()
+    return names
+
+
+@operation(with_staged)
+def bring(w: World, me: journal.Journal, names: Any) -> None:
+    """Appends that bring along what stands on what is staged: by a link, as a delta."""
+    for value, base in (({"on": names[0]}, None), ({"text": TEXT + b"more"}, names[1]), ({"x": 1}, None)):
+        put = me.store.prepare_value(value, base=base, kind="context_snapshot")
+        assert not isinstance(put, casstore.ArtifactId)
+        while True:
+            try:
+                me.append(LIVE, me.head(LIVE), [DomainEvent("note", {"name": put.id})], puts=[put])
+            except journal.Conflict:
+                continue
+            break
+
+
+@operation(with_staged)
+def put_on_staged(w: World, me: journal.Journal, names: Any) -> None:
+    """What is put into the store has what it needs there first; so has a pin."""
+    w.append(me, w.promise(me.store.put_value({"on": names[0]})))
+    me.store.pin("kept", names[1])
+    w.promise(names[1])
+
+
+@operation(with_staged)
+def settle(w: World, me: journal.Journal, _: Any) -> None:
+    me.store.staging.settle()
+
+
 # -- those who run beside them ------------------------------------------------------------------------------
 
 
@@ -289,6 +332,8 @@ class Templates:
 def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Templates:
     watch_locks(monkeypatch)
     without_flushes(monkeypatch)
+    monkeypatch.setattr("casstore.stage._ROWS_DUE", 2)  # appends settle often
+    monkeypatch.setattr("casstore.stage._GROUPS_DUE", 1)
     return Templates(tmp_path)
 
 
