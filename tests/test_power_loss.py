@@ -23,7 +23,7 @@ from tests.test_gc_races import MORE, Race, bring
 from tests.test_race_matrix import OPERATIONS, Templates, chain, damaged
 
 POWER: list[Race] = []
-SHARE = 8
+SHARE = 12
 
 
 def race(

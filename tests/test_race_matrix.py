@@ -21,10 +21,12 @@ import casstore
 import journal
 from casstore.testing import FakeClock
 from journal import DomainEvent, RunCompleted, RunStarted, RunStatus
+from tests import test_gc_races as races
 from tests.race_harness import (
     LIVE,
     TEXT,
     Interleaving,
+    Violation,
     World,
     damage,
     refused,
@@ -33,7 +35,7 @@ from tests.race_harness import (
 )
 
 ENDED, FORK, MOVED, RUN, STAGED = (UUID(int=number) for number in range(2, 7))
-SHARE = 4
+SHARE = 6
 LARGE = bytes(1 << 20) + b"and a little more than one frame"
 DAY_S = 86400
 
@@ -393,7 +395,7 @@ def beside_keepers(templates: Templates, writer: str) -> Iterator[Case]:
 
 @pytest.mark.parametrize("writer", OPERATIONS)
 def test_some_of_every_pair(writer: str, templates: Templates) -> None:
-    """Every fourth case, others for each operation; `soak` runs all."""
+    """Every sixth case, others for each operation; `soak` runs all."""
     first = list(OPERATIONS).index(writer)
     for case in islice(beside_keepers(templates, writer), first % SHARE, None, SHARE):
         run_case(templates, case)
@@ -413,4 +415,39 @@ def test_writers_beside_each_other(writer: str, templates: Templates) -> None:
     """No collector: but what two writers leave must be such that the next one does no harm."""
     for other in WRITERS:
         for case in cases(templates, writer, other):
+            run_case(templates, case)
+
+
+NOTICED = [
+    (races.links_unchecked, "put_new"),
+    (races.recent_unread, "put_new"),
+    (races.hits_untouched, "put_hit"),
+    (races.young_not_rooted, "put_new"),
+    (races.children_renewed_only, "put_hit"),
+    (races.rising_order, "append"),
+    (races.names_caught_up_only, "append"),
+    (races.pins_untouched, "pin"),
+    (races.leases_untouched, "lease_add"),
+    (races.base_of_an_earlier_look, "put_delta"),
+    (races.bases_unmarked, "put_delta"),
+    (races.hits_by_an_earlier_look, "put_hit"),
+    (races.healed_as_new, "heal"),
+    (races.epochs_uncompared, "put_new"),
+    (races.position_noted_late, "append"),
+    (races.checked_before_the_lock, "append"),
+    (races.swept_without_the_lock, "append"),
+    (races.needs_unchecked, "bring"),
+    (races.staged_needs_unmarked, "bring"),
+]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("broken", "writer"), NOTICED, ids=lambda found: getattr(found, "__name__", found))
+def test_the_cases_notice_a_rule_taken_out(
+    broken: Callable[[pytest.MonkeyPatch], None], writer: str, templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without knowing of the trace: some case of the operation breaks an invariant."""
+    broken(monkeypatch)
+    with pytest.raises(Violation, match=r"^(I\d|C:|unexpected)"):
+        for case in beside_keepers(templates, writer):
             run_case(templates, case)
