@@ -35,7 +35,7 @@ from casstore.rows import (
 from casstore.tables import ReadTransaction
 
 BLOCK: Final = 4096  # data_ids that belong to one share together
-_GONE_BYTES: Final = 24  # a longer row is in quarantine, and says where its bytes are
+_GONE_BYTES: Final = 24  # a longer row says where its bytes are, and, in quarantine, until when
 _LAST_PIECE: Final = (1 << 32) - 1
 _LAST_ID: Final = (1 << 64) - 1
 
@@ -163,7 +163,7 @@ def _link(t: ReadTransaction, digest: bytes, data_id: int, link: bytes) -> Itera
 
 def _links(t: ReadTransaction, digest: bytes, _: bytes) -> AuditItem | None:
     gone = t.get(GONE, digest)
-    if t.get(IX, digest) is not None or (gone is not None and len(gone) > _GONE_BYTES):
+    if t.get(IX, digest) is not None or (gone is not None and _is_quarantined(gone)):
         return None
     return AuditItem(digest, (Problem("orphan_links", digest, "links of what is not in the store"),))
 
@@ -177,9 +177,13 @@ def _kinds(t: ReadTransaction, key: bytes, _: bytes) -> AuditItem | None:
 def _gone(t: ReadTransaction, digest: bytes, value: bytes) -> AuditItem | None:
     if t.get(IX, digest) is not None:
         return AuditItem(digest, (Problem("wrong_gone", digest, "listed as collected, and visible"),))
-    if len(value) > _GONE_BYTES and t.get(KP, value[_GONE_BYTES : _GONE_BYTES + 8]) != digest:
+    if _is_quarantined(value) and t.get(KP, value[_GONE_BYTES : _GONE_BYTES + 8]) != digest:
         return AuditItem(digest, (Problem("wrong_gone", digest, "can be brought back, but its bytes are not kept"),))
     return None
+
+
+def _is_quarantined(gone: bytes) -> bool:
+    return any(gone[_GONE_BYTES + 8 : _GONE_BYTES + 16])  # it says until when
 
 
 # -- by data_id -----------------------------------------------------------------------------------------

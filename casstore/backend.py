@@ -105,10 +105,12 @@ class Outcome(enum.Enum):
 
 
 class PutResult(NamedTuple):
-    """`commit` is the number of the transaction, 0 if it wrote nothing."""
+    """`commit` is the number of the transaction, 0 if it wrote nothing. `kept` are (digest, data_id) of earlier copies
+    of what was put, whose bytes are kept: the put may heal them."""
 
     outcomes: tuple[Outcome, ...]
     commit: int
+    kept: tuple[tuple[bytes, int], ...] = ()
 
 
 class EncodeAgain(Exception):
@@ -244,6 +246,9 @@ class BlobBackend(Protocol):
     def buried(self, digest: bytes) -> Kept | None:
         """A collected artifact whose bytes are in quarantine."""
 
+    def copies(self, digest: bytes) -> list[int]:
+        """Data_ids of an artifact's copies that are kept though they are not what is visible, newest first."""
+
     def digests(self, data_ids: Sequence[int]) -> list[bytes | None]:
         """Whose bytes are kept under each data_id."""
 
@@ -274,6 +279,9 @@ class BlobBackend(Protocol):
 
     # -- write: each call is one atomic step, durable after the next sync
     def put(self, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult: ...
+    def heal_kept(self, data_id: int, item: NewArtifact) -> bool:
+        """Rewrite damaged bytes that are kept for deltas where they lie; False where they are not kept any more."""
+
     def pin(self, name: str, digest: bytes, now_s: int) -> None: ...
     def unpin(self, name: str) -> bool: ...
     def lease_open(self, lease: str, expires_s: int) -> None: ...

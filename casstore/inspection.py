@@ -132,7 +132,14 @@ def check(backend: BlobBackend, reader: Reader, name: ArtifactId) -> list[Findin
     """What is wrong with one artifact; it is missing_root where it is not there."""
     items = backend.audit("artifacts", name.digest, audits.WHOLE, 1).items
     found = _check(backend, reader, items[0], "artifacts") if items and items[0].digest == name.digest else None
-    return [Finding(code="missing_root", id=name, detail="not in the store")] if found is None else found
+    if found is None:
+        return [Finding(code="missing_root", id=name, detail="not in the store")]
+    for data_id in backend.copies(name.digest):
+        try:
+            reader.data(data_id, name.digest)
+        except StoreError as error:
+            found.append(Finding(code="corrupt_base", id=name, detail=f"bytes kept for deltas: {_detail(error)}"))
+    return found
 
 
 def _check(backend: BlobBackend, reader: Reader, item: audits.AuditItem, area: str) -> list[Finding] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from casstore import copies
 from casstore.backend import EncodeAgain, NewArtifact, Outcome, PutResult, UploadLost
 from casstore.errors import Collected, LeaseLost, MissingArtifact, NotFound, Quarantined
 from casstore.ids import ArtifactId
@@ -18,6 +19,7 @@ from casstore.rows import (
     GONE,
     IX,
     KN,
+    KP,
     LEASE,
     LEASED,
     LN,
@@ -36,6 +38,7 @@ from casstore.rows import (
     IxRow,
     State,
     from_u64,
+    gone_data_id,
     kind_bit,
     piece_count,
     piece_key,
@@ -89,10 +92,13 @@ def put(t: WriteTransaction, items: Sequence[NewArtifact], now_s: int, lease: st
     if again:
         raise EncodeAgain(tuple(again))
     outcomes, wrote = [], False
+    kept: list[tuple[bytes, int]] = []
     for item in items:
         row = find(t, item.digest)
+        older = _insert(t, state, item, now_s) if row is None else copies.before(t, row.data_id)
+        if older:
+            kept += [(item.digest, data_id) for data_id in copies.kept_from(t, item.digest, older)]
         if row is None:
-            _insert(t, state, item, now_s)
             outcomes.append(Outcome.NEW)
         elif item.heal:
             _heal(t, state, item, row, now_s)
@@ -111,9 +117,9 @@ def put(t: WriteTransaction, items: Sequence[NewArtifact], now_s: int, lease: st
         if lease is not None:
             t.put(LEASED, lease.encode() + item.digest, b"")
     if not wrote:
-        return PutResult(tuple(outcomes), 0)
+        return PutResult(tuple(outcomes), 0, tuple(kept))
     finish(t, state, now_s)
-    return PutResult(tuple(outcomes), state.commit)
+    return PutResult(tuple(outcomes), state.commit, tuple(kept))
 
 
 def _insertable(t: ReadTransaction, item: NewArtifact, first: set[bytes]) -> bool:
@@ -141,10 +147,15 @@ def _add_kind(t: WriteTransaction, item: NewArtifact) -> int:
     return bit
 
 
-def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) -> None:
+def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) -> int:
+    """A new row; the data_id of the copy before it, where its bytes are kept, else 0."""
     data_id = state.next_data_id if item.upload is None else item.upload
-    if t.delete(GONE, item.digest):
+    gone = t.get(GONE, item.digest)
+    earlier = 0
+    if gone is not None:
+        t.delete(GONE, item.digest)
         t.delete(LN, item.digest)  # of a copy in quarantine, which this one replaces
+        earlier = gone_data_id(gone)
     _link(t, item, data_id)
     base = 0
     if item.base is not None:
@@ -159,7 +170,7 @@ def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) ->
         write_pieces(t, data_id, 0, split(item.stored))
     elif not t.delete(STAGE, u64(data_id)):
         raise UploadLost
-    stored = DaRow(item.digest, item.raw_len, item.stored_len, item.codec, base, item.chain, 0, item.extra)
+    stored = DaRow(item.digest, item.raw_len, item.stored_len, item.codec, base, item.chain, earlier, item.extra)
     t.append(DA, u64(data_id), stored.pack())
     t.put(IX, item.digest, IxRow(data_id, state.commit, now_s, _add_kind(t, item), item.raw_len).pack())
     if state.gc_open:
@@ -167,6 +178,7 @@ def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) ->
     state.artifacts += 1
     state.raw_bytes += item.raw_len
     state.stored_bytes += item.stored_len
+    return earlier
 
 
 def _link(t: WriteTransaction, item: NewArtifact, data_id: int) -> None:
@@ -197,26 +209,43 @@ def _clear_pieces(t: WriteTransaction, data_id: int) -> int:
 
 def _heal(t: WriteTransaction, state: State, item: NewArtifact, row: IxRow, now_s: int) -> None:
     """Rewrite a damaged copy where it lies: same data_id, whole, so that no order changes (H12)."""
-    old = t.get(DA, u64(row.data_id))
-    old_len = _clear_pieces(t, row.data_id)
+    state.stored_bytes += _rewrite(t, row.data_id, item)
+    _link(t, item, row.data_id)
+    state.raw_bytes += item.raw_len - row.raw_len
+    touch(t, state, item.digest, row._replace(raw_len=item.raw_len), now_s, _add_kind(t, item))
+
+
+def heal_kept(t: WriteTransaction, data_id: int, item: NewArtifact) -> bool:
+    """Rewrite the damaged bytes of a collected artifact, which deltas are made of, where they lie. Whether they are
+    still kept. What is not visible has no row to touch; it needs no base any more, and nothing else changes."""
+    if t.get(KP, u64(data_id)) != item.digest:
+        return False
+    state = begin(t)
+    state.kept_bytes += _rewrite(t, data_id, item)
+    finish(t, state)
+    return True
+
+
+def _rewrite(t: WriteTransaction, data_id: int, item: NewArtifact) -> int:
+    """The good bytes, whole, under the data_id of the damaged ones; by how many stored bytes they are more."""
+    old, earlier = t.get(DA, u64(data_id)), 0
+    old_len = _clear_pieces(t, data_id)
     if old is not None and DaRow.unpack(old).digest == item.digest:
-        old_len = DaRow.unpack(old).stored_len  # what was counted, though pieces may be lost
+        record = DaRow.unpack(old)
+        old_len, earlier = record.stored_len, record.earlier  # what was counted, though pieces may be lost
     if item.upload is not None:  # a large one: move the good pieces under the old number
         for piece in range(piece_count(item.stored_len)):
             data = t.get(D, piece_key(item.upload, piece))
             if data is None:
                 raise UploadLost
-            t.put(D, piece_key(row.data_id, piece), data)
+            t.put(D, piece_key(data_id, piece), data)
         upload_abort(t, item.upload)
     else:
         assert item.stored is not None
-        write_pieces(t, row.data_id, 0, split(item.stored))
-    kept = DaRow(item.digest, item.raw_len, item.stored_len, item.codec, 0, 0, 0, item.extra)
-    t.put(DA, u64(row.data_id), kept.pack())
-    _link(t, item, row.data_id)
-    state.stored_bytes += item.stored_len - old_len
-    state.raw_bytes += item.raw_len - row.raw_len
-    touch(t, state, item.digest, row._replace(raw_len=item.raw_len), now_s, _add_kind(t, item))
+        write_pieces(t, data_id, 0, split(item.stored))
+    whole = DaRow(item.digest, item.raw_len, item.stored_len, item.codec, 0, 0, earlier, item.extra)
+    t.put(DA, u64(data_id), whole.pack())
+    return item.stored_len - old_len
 
 
 def split(stored: bytes) -> list[bytes]:
@@ -239,7 +268,7 @@ def require_visible(t: ReadTransaction, digest: bytes) -> IxRow:
         if gone is None:
             raise NotFound(ArtifactId(digest))
         was = GoneRow.unpack(gone)
-        if was.data_id:
+        if was.until_s:
             raise Quarantined(ArtifactId(digest), was.when_s, was.gc, was.until_s)
         raise Collected(ArtifactId(digest), was.when_s, was.gc)
     return row

@@ -92,6 +92,14 @@ class Reader:
             return False
         return True
 
+    def is_sound_copy(self, data_id: int, digest: bytes) -> bool:
+        """The same of bytes that are kept though they are not what is visible under this digest."""
+        try:
+            self.data(data_id, digest)
+        except (Corrupt, DamagedStore):
+            return False
+        return True
+
     def has_all_pieces(self, digest: bytes) -> bool:
         """The cheap look at a large copy: its record and all its pieces are there, and those of its bases."""
         try:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from casstore.store import Store
 
 VALUE_MAX: Final = 32 << 20  # larger ones are copied as a stream, which has no links
-WANTED: Final = frozenset({"corrupt", "damaged_store", "missing_link", "missing_root", "wrong_length", "wrong_links",
-                           "wrong_order", "wrong_record"})  # fmt: skip
+WANTED: Final = frozenset({"corrupt", "corrupt_base", "damaged_store", "missing_link", "missing_root", "wrong_length",
+                           "wrong_links", "wrong_order", "wrong_record"})  # fmt: skip
 
 
 def repair(
@@ -126,7 +126,7 @@ def _renumber(t: WriteTransaction, state: State, digest: bytes, row: IxRow, now_
             data = t.get(D, piece_key(row.data_id, piece))
             if data is not None:
                 t.append(D, piece_key(new, piece), data)
-        t.append(DA, u64(new), record)
+        t.append(DA, u64(new), DaRow.unpack(record)._replace(earlier=row.data_id).pack())
         t.put(KP, u64(row.data_id), digest)
         state.kept_bytes += size
     touch(t, state, digest, row._replace(data_id=new), now_s)

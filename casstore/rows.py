@@ -93,8 +93,9 @@ def ix_head(data: bytes) -> tuple[int, int]:
 
 
 class DaRow(NamedTuple):
-    """How bytes are kept. `base` is the data_id that a delta is made against, 0 for none; `extra` is the
-    encoding's own (the hash of a frame table)."""
+    """How bytes are kept. `base` is the data_id that a delta is made against, 0 for none; `earlier` that of the copy
+    before this one, where its bytes were kept when this one was put; `extra` is the encoding's own (the hash of a
+    frame table)."""
 
     digest: bytes
     raw_len: int
@@ -102,7 +103,7 @@ class DaRow(NamedTuple):
     codec: int
     base: int
     chain: int
-    dictionary: int
+    earlier: int
     extra: bytes = b""
 
     def pack(self) -> bytes:
@@ -112,8 +113,8 @@ class DaRow(NamedTuple):
     def unpack(cls, data: bytes) -> DaRow:
         if len(data) < _DA.size:
             raise DamagedStore("table da1", f"a row of {len(data)} bytes instead of {_DA.size} or more")
-        digest, raw_len, stored_len, codec, base, chain, dictionary = _DA.unpack_from(data)
-        return cls(digest, raw_len, stored_len, codec, base, chain, dictionary, data[_DA.size :])
+        digest, raw_len, stored_len, codec, base, chain, earlier = _DA.unpack_from(data)
+        return cls(digest, raw_len, stored_len, codec, base, chain, earlier, data[_DA.size :])
 
 
 def da_head(data: bytes) -> tuple[bytes, int, int]:
@@ -124,11 +125,16 @@ def da_head(data: bytes) -> tuple[bytes, int, int]:
     return digest, stored_len, base
 
 
+def da_earlier(data: bytes) -> int:
+    """`earlier` of a DaRow, 0 where the row is damaged."""
+    return int(_DA.unpack_from(data)[6]) if len(data) >= _DA.size else 0
+
+
 class GoneRow(NamedTuple):
     """A collected artifact: when (unix seconds), by which gc, its kinds and size in bytes.
 
-    In quarantine: `data_id` is where its bytes still are, 0 for nowhere, kept until the second `until_s`; `names` are
-    its kinds beyond the known ones.
+    `data_id` is where its bytes still are, 0 for nowhere: since a delta needs them, or, where `until_s` is not 0, in
+    quarantine until that second. `names` are the kinds beyond the known ones of what is in quarantine.
     """
 
     when_s: int
@@ -152,6 +158,11 @@ class GoneRow(NamedTuple):
         data_id, until_s = _BURIED.unpack_from(data, _GONE.size)
         names = data[_GONE.size + _BURIED.size :].decode(errors="replace").split()
         return cls(*_GONE.unpack_from(data))._replace(data_id=data_id, until_s=until_s, names=tuple(names))
+
+
+def gone_data_id(data: bytes) -> int:
+    """`data_id` of a GoneRow, 0 where there is none."""
+    return int(_BURIED.unpack_from(data, _GONE.size)[0]) if len(data) >= _GONE.size + _BURIED.size else 0
 
 
 @final

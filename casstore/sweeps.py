@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence
 from itertools import islice
 
+from casstore import copies
 from casstore.backend import Ages, Candidate, Edges, EpochLost, GcOpened, Judge, SweepResult, Verdict
 from casstore.puts import begin, drop_lease, find, finish, load_state
 from casstore.rows import (
@@ -27,6 +28,7 @@ from casstore.rows import (
     DaRow,
     GoneRow,
     State,
+    da_earlier,
     da_head,
     from_u64,
     ix_head,
@@ -180,8 +182,8 @@ def gc_sweep(
         size = da_head(data)[1] if data is not None else 0
         if candidate.kept:
             if verdict is Verdict.DELETE and t.delete(KP, key):
-                _drop_bytes(t, key)
                 _end_quarantine(t, candidate)
+                _drop_bytes(t, key)
                 state.kept_bytes -= size
                 stored += size
             continue
@@ -195,6 +197,10 @@ def gc_sweep(
             was = was._replace(data_id=candidate.data_id, until_s=until_s, names=names)
         else:
             t.delete(LN, candidate.digest)
+            if verdict is Verdict.KEEP_BYTES:
+                was = was._replace(data_id=candidate.data_id)
+            elif data is not None and da_earlier(data):
+                was = was._replace(data_id=next(iter(copies.kept_from(t, candidate.digest, da_earlier(data))), 0))
         t.put(GONE, candidate.digest, was.pack())
         state.artifacts -= 1
         state.raw_bytes -= row.raw_len
@@ -223,11 +229,12 @@ def _drop_bytes(t: WriteTransaction, data_id: bytes) -> None:
 
 
 def _end_quarantine(t: WriteTransaction, candidate: Candidate) -> None:
-    """Its bytes are gone: it cannot be brought back any more. Unless it was put again since, and is not gone at all."""
+    """Its bytes go: it cannot be brought back any more. Unless it was put again since, and is not gone at all."""
     was = gone(t, candidate.digest)
     if was is not None and was.data_id == candidate.data_id:
-        t.put(GONE, candidate.digest, was._replace(data_id=0, until_s=0, names=()).pack())
         t.delete(LN, candidate.digest)
+    older = copies.kept_from(t, candidate.digest, copies.before(t, candidate.data_id))
+    copies.unlink(t, candidate.digest, candidate.data_id, older[0] if older else 0)
 
 
 def _drop_kinds(t: WriteTransaction, digest: bytes) -> tuple[str, ...]:

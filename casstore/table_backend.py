@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import final
 
-from casstore import audits, puts, repairs, sweeps
+from casstore import audits, copies, puts, repairs, sweeps
 from casstore.backend import (
     Ages,
     Candidate,
@@ -153,7 +153,11 @@ class TableBackend:
     def buried(self, digest: bytes) -> Kept | None:
         with self._tables.read() as t:
             row = sweeps.gone(t, digest)
-            return _kept(t, row.data_id, digest) if row is not None and row.data_id else None
+            return _kept(t, row.data_id, digest) if row is not None and row.until_s else None
+
+    def copies(self, digest: bytes) -> list[int]:
+        with self._tables.read() as t:
+            return copies.kept(t, digest)
 
     def digests(self, data_ids: Sequence[int]) -> list[bytes | None]:
         with self._tables.read() as t:
@@ -221,6 +225,10 @@ class TableBackend:
     def put(self, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult:
         with self._tables.write() as t:
             return puts.put(t, items, now_s, lease)
+
+    def heal_kept(self, data_id: int, item: NewArtifact) -> bool:
+        with self._tables.write() as t:
+            return puts.heal_kept(t, data_id, item)
 
     def pin(self, name: str, digest: bytes, now_s: int) -> None:
         with self._tables.write() as t:
@@ -342,7 +350,7 @@ def _row(t: ReadTransaction, digest: bytes, value: bytes | None) -> Row | None:
 
 def _kept(t: ReadTransaction, data_id: int, digest: bytes) -> Kept:
     row = sweeps.gone(t, digest)
-    if row is None or row.data_id != data_id:
+    if row is None or row.data_id != data_id or not row.until_s:
         return Kept(data_id, digest)
     kinds = known_kinds(row.kinds) + row.names
     bases = tuple(base for base, _ in sweeps.walk(t, data_id)[1:])

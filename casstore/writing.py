@@ -13,9 +13,10 @@ from typing import BinaryIO, Final, final
 from blake3 import blake3
 
 from casstore import codec, dictionaries, frames
-from casstore.backend import BlobBackend, EncodeAgain, NewArtifact, Outcome, Row, UploadLost
+from casstore.backend import BlobBackend, EncodeAgain, NewArtifact, Outcome, PutResult, Row, UploadLost
 from casstore.errors import (
     Corrupt,
+    DamagedStore,
     InvalidArgument,
     MissingArtifact,
     NotFound,
@@ -265,7 +266,7 @@ class Writer:
             self._check_room(sum(item.stored_len for item in prepared))
             reach("put.before_commit")
             try:
-                self._backend.put(prepared, int(self._clock()), lease)
+                result = self._backend.put(prepared, int(self._clock()), lease)
             except EncodeAgain as again:
                 gone = set(again.digests)
                 bases = [put.base for put in prepared if put.digest in gone and put.base is not None]
@@ -279,6 +280,7 @@ class Writer:
             except UploadLost as error:
                 raise InvalidArgument("data", _LINKS_CAME_LATER) from error
             reach("put.after_commit")
+            self._heal_kept(result)
             return
 
     def _unstage(self, digests: Sequence[bytes]) -> bool:
@@ -296,6 +298,20 @@ class Writer:
         """A staged artifact whose base is not in the store. Raises: Corrupt, NotFound."""
         data = self._reader.get(put.digest)
         return _whole(PutItem(data=data, kind=put.kind), put.digest, put.links)
+
+    def _heal_kept(self, result: PutResult) -> None:
+        """What was put again is good: where an earlier copy that deltas are made of is damaged, it is rewritten in
+        place, so that they read again. The put is done either way. Very large ones (put as streams) are left."""
+        for digest, data_id in result.kept:
+            with suppress(StoreFull, NotFound, Corrupt, DamagedStore):
+                if self._reader.is_sound_copy(data_id, digest):
+                    continue
+                if self._reader.head(digest).raw_len > DELTA_RAW_MAX:
+                    continue
+                whole = _whole(PutItem(data=self._reader.get(digest)), digest, ())
+                self._check_room(whole.stored_len)
+                self._backend.heal_kept(data_id, whole)
+                reach("put.healed_kept")
 
     def _put_large(self, item: PutItem, lease: str | None, durable: bool, verify: bool) -> ArtifactId:
         """More than one frame: a hit or a delta goes in one transaction, anything else as an upload."""
@@ -335,12 +351,13 @@ class Writer:
         self._check_room(prepared.stored_len)
         reach("put.before_commit")
         try:
-            self._backend.put([prepared], int(self._clock()), lease)
+            result = self._backend.put([prepared], int(self._clock()), lease)
         except EncodeAgain:
             return prepared.base is not None and self._unstage([prepared.base]) and self._try(prepared, lease)
         except UploadLost as error:
             raise InvalidArgument("data", _LINKS_CAME_LATER) from error
         reach("put.after_commit")
+        self._heal_kept(result)
         return True
 
     def _upload(
@@ -388,6 +405,7 @@ class Writer:
             while backend.purge(BATCH_ITEMS):
                 pass
         reach("upload.committed")
+        self._heal_kept(result)
         self._flush(durable)
         return ArtifactId(digest)
 
