@@ -22,6 +22,7 @@ from casstore.errors import (
     InvalidCar,
     InvalidHome,
     InvalidId,
+    InvalidPolicy,
     InvalidValue,
     LeaseLost,
     MissingArtifact,
@@ -39,15 +40,19 @@ from casstore.errors import (
 from casstore.ids import ArtifactId
 from casstore.items import PreparedPut, PutItem
 from casstore.leases import Lease
+from casstore.maintenance import Maintenance, Tick
 from casstore.opening import open_store as open
+from casstore.policies import AutoPolicy, Due, Policy
 from casstore.reports import (
     ArtifactInfo,
     Buried,
     CompactReport,
     ExportReport,
     Finding,
+    GcExplanation,
     GcRecord,
     GcReport,
+    GcShare,
     ImportReport,
     RepairReport,
     StoreStats,
@@ -55,7 +60,7 @@ from casstore.reports import (
     VerifyReport,
     Why,
 )
-from casstore.roots import RetainingSource, Retention, Root, RootSource
+from casstore.roots import EndingSource, RetainingSource, Retention, Root, RootSource
 from casstore.store import Store
 
 __all__ = [
@@ -63,6 +68,7 @@ __all__ = [
     "AmbiguousPrefix",
     "ArtifactId",
     "ArtifactInfo",
+    "AutoPolicy",
     "BackupReport",
     "Buried",
     "Busy",
@@ -72,25 +78,32 @@ __all__ = [
     "CompactReport",
     "Corrupt",
     "DamagedStore",
+    "Due",
+    "EndingSource",
     "ExportReport",
     "Finding",
     "ForkedHandle",
+    "GcExplanation",
     "GcRecord",
     "GcRefused",
     "GcReport",
+    "GcShare",
     "ImportReport",
     "InvalidArgument",
     "InvalidCar",
     "InvalidHome",
     "InvalidId",
+    "InvalidPolicy",
     "InvalidValue",
     "Lease",
     "LeaseLost",
+    "Maintenance",
     "MissingArtifact",
     "NotAStore",
     "NotFound",
     "PinNotFound",
     "PoisonedHandle",
+    "Policy",
     "PreparedPut",
     "PutItem",
     "Quarantined",
@@ -104,6 +117,7 @@ __all__ = [
     "StoreError",
     "StoreFull",
     "StoreStats",
+    "Tick",
     "UndeleteReport",
     "UnsupportedFilesystem",
     "UnsupportedFormat",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from casstore.times import shown_time
+
 
 class CodedError(Exception):
     """Base of the errors of both packages. `code` is stable and meant for programs; `hint` says what to do."""
@@ -27,9 +29,11 @@ class CodedError(Exception):
         """The facts by name."""
         return dict(zip(self.names, self.args, strict=False))
 
+    def _shown(self) -> dict[str, Any]:
+        return {name: self.fields.get(name, "") for name in self.names}
+
     def __str__(self) -> str:
-        shown = {name: self.fields.get(name, "") for name in self.names}
-        text = self.template.format(**shown)
+        text = self.template.format(**self._shown())
         return f"{text}. {self.hint}" if self.hint else text
 
 
@@ -76,6 +80,15 @@ class InvalidCar(StoreError, ValueError):
     template = "{path}, byte {offset}: {reason}"
 
 
+class InvalidPolicy(StoreError, ValueError):
+    """A policy file that cannot be read; `key` is the one to put right, "" where the file as a whole is wrong."""
+
+    code = "invalid_policy"
+    hint = "docs/GC.md lists the keys."
+    names = ("path", "key", "reason")
+    template = "{path}: {key} {reason}"
+
+
 class AmbiguousPrefix(StoreError, LookupError):
     """More than one artifact id begins like that."""
 
@@ -111,7 +124,10 @@ class Collected(NotFound):
     code = "collected"
     hint = "Put the bytes again if they are still needed; pin what must stay."
     names: ClassVar[tuple[str, ...]] = ("id", "when_s", "gc")
-    template = "artifact {id} was collected by gc {gc} at unix time {when_s}"
+    template = "artifact {id} was collected by gc {gc} at {when}"
+
+    def _shown(self) -> dict[str, Any]:
+        return {**super()._shown(), "when": shown_time(self.fields.get("when_s", 0))}
 
 
 class Quarantined(Collected):
@@ -120,7 +136,10 @@ class Quarantined(Collected):
     code = "quarantined"
     hint = "Bring it back with `casstore undelete` or Store.undelete, or put the bytes again."
     names = ("id", "when_s", "gc", "until_s")
-    template = "artifact {id} was collected by gc {gc} at unix time {when_s}; its bytes are kept until {until_s}"
+    template = "artifact {id} was collected by gc {gc} at {when}; its bytes are kept until {until}"
+
+    def _shown(self) -> dict[str, Any]:
+        return {**super()._shown(), "until": shown_time(self.fields.get("until_s", 0))}
 
 
 class MissingArtifact(StoreError, LookupError):

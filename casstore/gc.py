@@ -28,6 +28,7 @@ from casstore.backend import (
     Verdict,
 )
 from casstore.errors import Busy, GcRefused, StoreError
+from casstore.explaining import DICTIONARIES, LEASES, LIVE, PINS, RETAINED, STAGED, YOUNG, Explainer, is_dictionary
 from casstore.ids import ArtifactId
 from casstore.marks import IdSet, Marks
 from casstore.pace import Pace, Stopwatch
@@ -88,14 +89,14 @@ class Collector:
     """One collection of one store. The numbers in comments are the steps of docs/GC.md, section 2, "Gc"."""
 
     def __init__(
-        self, backend: BlobBackend, roots: RootSource, *, now_s: int, grace_s: int, keep_completed_s: int | None,
-        keep_last: int = 0, final_only: bool = False, quarantine_s: int = 0, stage: Stage | None = None,
-        limits: Limits | None = None, pace: Pace | None = None,
+        self, backend: BlobBackend, roots: RootSource, *, now_s: int, grace_s: int, retention: Retention | None = None,
+        quarantine_s: int = 0, stage: Stage | None = None, limits: Limits | None = None, pace: Pace | None = None,
+        explain: bool = False,
     ) -> None:  # fmt: skip
         self._backend, self._roots, self._stage = backend, roots, stage or Stage()
         self._now_s, self._grace_s = now_s, grace_s
-        after_ms = None if not keep_completed_s else (now_s - keep_completed_s) * 1000
-        self._retention = Retention(completed_after_ms=after_ms, keep_last=keep_last, final_only=final_only)
+        self._retention = retention or Retention()
+        self._explainer = Explainer(backend, self._retention) if explain else None
         self._until_s = now_s + quarantine_s if quarantine_s > 0 else 0
         self._limits, self._pace = limits or Limits(), pace or Pace()
         self._began = self._pace.timer()
@@ -152,9 +153,13 @@ class Collector:
 
     def _close(self, report: GcReport, outcome: str) -> None:
         try:
-            self._backend.gc_close(report.gc, history.pack(report, self._now_s, outcome))
+            self._backend.gc_close(report.gc, history.pack(report, self._now_s, outcome, self._left()))
         except EpochLost:
             return  # a later gc took over: it is the one to close
+
+    def _left(self) -> int:
+        counters = self._backend.counters()
+        return counters.stored_bytes + counters.kept_bytes
 
     def _drop_dead_uploads(self) -> None:
         for upload, since_s, owner in self._backend.uploads():
@@ -168,24 +173,53 @@ class Collector:
         self._position = self._roots.position()  # before the runs are read (H19)
         reach("gc.position")
         batch: list[bytes] = []
+        ended = False
         for root in self._all_roots():
             if not isinstance(root, Root) or not isinstance(root.id, ArtifactId):
                 raise GcRefused("bad_root", f"the root source yields {root!r:.200} instead of a Root")
             if root.live:
                 batch.append(root.id.digest)
             else:
+                if not ended:
+                    self._mark_live(batch)
+                    batch, ended = [], True
+                if self._explainer is not None:
+                    self._explainer.saw(root)
                 # A run that retention brings back into view may name what an earlier gc took: no damage.
                 self._marks.reach([root.id.digest], self._backend.edges, _nothing)
             if len(batch) >= PAGE_ROWS:
                 self._check_asked()
                 self._reach(batch, "an event of a live run")
                 batch = []
-        self._reach(batch, "an event of a live run")
-        held = [digest for _, digest in (*opened.pins, *opened.leased)]
-        self._reach(held, "a pin or lease")
+        if ended:
+            self._reach(batch, "an event of a live run")
+        else:
+            self._mark_live(batch)
+        self._explain(RETAINED)
+        for what, held in (
+            (PINS, [digest for name, digest in opened.pins if not is_dictionary(name)]),
+            (DICTIONARIES, [digest for name, digest in opened.pins if is_dictionary(name)]),
+            (LEASES, [digest for _, digest in opened.leased]),
+        ):
+            self._reach(held, "a pin or lease")
+            self._explain(what)
         self._reach(self._late_staged(), "a staged artifact")
+        self._explain(STAGED)
         reach("gc.rooted")
-        return self._scan(opened.cut)
+        condemned = self._scan(opened.cut)
+        if self._explainer is not None:
+            released = len(condemned) - self._done.condemned
+            self._explainer.marked(self._roots, self._marks, released, self._check_asked)
+        return condemned
+
+    def _mark_live(self, batch: Sequence[bytes]) -> None:
+        """The last of what live runs name; what is marked up to here is theirs."""
+        self._reach(batch, "an event of a live run")
+        self._explain(LIVE)
+
+    def _explain(self, what: str) -> None:
+        if self._explainer is not None:
+            self._explainer.reached(what, self._marks)
 
     def _all_roots(self) -> Iterator[Root]:
         if self._retention.by_age_only:
@@ -203,6 +237,7 @@ class Collector:
             old.update(page.old)
             self._reach(page.young, "a young artifact")
             after = page.last
+        self._explain(YOUNG)
         self._scan_kept()
         condemned = old.without(self._marks.visible)
         self._done.condemned = len(condemned)
@@ -293,6 +328,8 @@ class Collector:
             result = self._backend.gc_sweep(epoch, batch, self._judge(batch, late), self._now_s, watch)
         self._commit += 1
         self._done.add(result)
+        if self._explainer is not None:
+            self._explainer.removed(batch, result.removed)
         self._done.rescued += sum(not row.kept for row in batch) - len(result.removed)
         self._pace.swept(len(batch), watch, self._pace.timer() - since)
 
@@ -390,6 +427,8 @@ class Collector:
                 raw += row.raw_len
                 removed.append((candidate.digest, row.raw_len))
         self._done.add(SweepResult(tuple(removed), raw, stored, kept, quarantined))
+        if self._explainer is not None:
+            self._explainer.removed(batch, removed)
 
     def _report(self, opened: GcOpened, *, dry_run: bool = False, stopped: str = "") -> GcReport:
         done = self._done
@@ -398,7 +437,7 @@ class Collector:
             gc=opened.epoch, dry_run=dry_run, removed=done.removed, raw_bytes=done.raw, stored_bytes=done.stored,
             kept_bytes=done.kept, live=live, rescued=done.rescued, batches=0 if dry_run else done.batches,
             duration_ms=round((self._pace.timer() - self._began) * 1000), quarantined_bytes=done.quarantined,
-            stopped=stopped,
+            stopped=stopped, explanation=self._explainer.told() if self._explainer is not None else None,
         )  # fmt: skip
 
 

@@ -13,13 +13,14 @@ def pack_opened(when_s: int) -> bytes:
     return json.dumps({"when_s": when_s}).encode()
 
 
-def pack(report: GcReport, when_s: int, outcome: str) -> bytes:
-    """What a gc did, however it ended: `outcome` as in GcRecord."""
+def pack(report: GcReport, when_s: int, outcome: str, left_bytes: int) -> bytes:
+    """What a gc did, however it ended, and what it left stored: `outcome` as in GcRecord."""
     return json.dumps(
         {
             "when_s": when_s, "outcome": outcome, "removed": len(report.removed), "raw_bytes": report.raw_bytes,
             "stored_bytes": report.stored_bytes, "kept_bytes": report.kept_bytes, "live": report.live,
             "quarantined_bytes": report.quarantined_bytes, "duration_ms": report.duration_ms,
+            "left_bytes": left_bytes,
         }
     ).encode()  # fmt: skip
 
@@ -40,6 +41,7 @@ def unpack(gc: int, data: bytes) -> GcRecord:
 
 _NUMBERS = (
     "when_s", "removed", "raw_bytes", "stored_bytes", "kept_bytes", "quarantined_bytes", "live", "duration_ms",
+    "left_bytes",
 )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
-"""Looking at a store: verify, why, stats. Reads only; findings are values."""
+"""Looking at a store: verify, stats. Reads only; findings are values."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from casstore import audits
@@ -14,8 +14,7 @@ from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
 from casstore.items import links_of
 from casstore.reading import Reader, prove_frames
-from casstore.reports import ArtifactInfo, Finding, StoreStats, VerifyReport, Why
-from casstore.roots import Root, RootSource
+from casstore.reports import ArtifactInfo, Finding, StoreStats, VerifyReport
 from casstore.stage import Stage
 
 PAGE_ROWS: Final = 1000
@@ -201,86 +200,6 @@ def _prove_frames(backend: BlobBackend, reader: Reader, item: audits.AuditItem, 
             if last:  # else it may have been healed between two frames: look again
                 raise
     raise reader.missing(item.digest)
-
-
-def why(backend: BlobBackend, stage: Stage, digest: bytes, roots: RootSource | None) -> Why:
-    """The shortest path from a root: breadth first over links, then over the bases of deltas."""
-    name = ArtifactId(digest)
-    row = backend.rows([digest])[0]
-    if row is None:
-        staged = stage.find(digest)
-        if staged is not None:
-            detail = f"staged by the append at position {staged.position}; it stays at least until it is settled"
-            return Why(id=name, state="live", path=(), detail=detail)
-        row = backend.rows([digest])[0]
-    if row is None:
-        gone = backend.gone(digest)
-        if gone is None:
-            return Why(id=name, state="unknown", path=(), detail="no artifact of this id was ever collected here")
-        detail = f"collected by gc {gone.gc} at unix time {gone.when_s} ({gone.raw_len} bytes)"
-        return Why(id=name, state="collected", path=(), detail=detail)
-    path = _path_to(backend, digest, _all_roots(backend, stage, roots))
-    if path:
-        return Why(id=name, state="live", path=path, detail="reached from a root")
-    ended = [] if roots is None else (root for root in roots.live_roots(completed_after_ms=0) if not root.live)
-    path = _path_to(backend, digest, ((_shown(root), root.id.digest) for root in ended))
-    if path:
-        detail = "only runs that ended need it; gc takes it when they are older than --keep-completed"
-        return Why(id=name, state="retained", path=path, detail=detail)
-    detail = f"nothing names it; last touched at unix time {row.touched_s}; a gc with a smaller grace takes it"
-    return Why(id=name, state="unreferenced", path=(), detail=detail)
-
-
-def _all_roots(backend: BlobBackend, stage: Stage, roots: RootSource | None) -> Iterator[tuple[str, bytes]]:
-    for name, digest in backend.pins().items():
-        yield f"pin {name}", digest
-    for name, _, digest in backend.leased():
-        yield f"lease {name}", digest
-    if roots is not None:
-        for root in roots.live_roots(completed_after_ms=None):
-            yield _shown(root), root.id.digest
-    for row in stage.rows():
-        for need in row.needs:
-            yield f"staged {row.digest.hex()}", need
-
-
-def _shown(root: Root) -> str:
-    return f"run {root.run}, seq {root.seq}, {root.field}"
-
-
-def _path_to(backend: BlobBackend, digest: bytes, roots: Iterable[tuple[str, bytes]]) -> tuple[str, ...]:
-    """The shortest path from one of the roots, empty where there is none."""
-    parents: dict[bytes, tuple[bytes | None, str]] = {}
-    level: list[bytes] = []
-    for text, root in roots:
-        if root not in parents:
-            parents[root] = (None, text)
-            level.append(root)
-    while level and digest not in parents:
-        level = _next_level(backend, parents, level)
-    return _path(parents, digest) if digest in parents else ()
-
-
-def _next_level(
-    backend: BlobBackend, parents: dict[bytes, tuple[bytes | None, str]], level: list[bytes]
-) -> list[bytes]:
-    following: list[bytes] = []
-    for parent, edges in zip(level, backend.edges(level), strict=True):
-        for link in edges.links if edges else ():
-            if link not in parents:
-                parents[link] = (parent, "link")
-                following.append(link)
-    return following
-
-
-def _path(parents: dict[bytes, tuple[bytes | None, str]], digest: bytes) -> tuple[str, ...]:
-    steps: list[str] = []
-    at: bytes | None = digest
-    while at is not None:
-        parent, how = parents[at]
-        steps.append(f"{at.hex()} ({how})" if parent is not None else f"{how}: {at.hex()}")
-        at = parent
-    return tuple(reversed(steps))
 
 
 def stats(backend: BlobBackend, stage: Stage) -> StoreStats:

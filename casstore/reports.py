@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -65,13 +66,43 @@ class RepairReport:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GcShare:
+    """What goes for one reason: artifacts, their raw bytes, and how many runs it was of (0: of none)."""
+
+    what: str
+    artifacts: int
+    raw_bytes: int
+    runs: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcExplanation:
+    """Why a gc keeps and removes. `kept` counts visible artifacts by the first of these reasons that holds them: live
+    runs, runs that ended and are retained, pins, dictionaries, leases, the grace. `bases` are collected artifacts whose
+    bytes stay since living deltas are made of them, `released` those whose bytes nothing needs any more.
+
+    `reasons` says it of each artifact in the report's `removed`, in the same order.
+    """
+
+    kept: tuple[tuple[str, int], ...]
+    bases: int
+    released: int
+    gone: tuple[GcShare, ...]
+    reasons: Sequence[str]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GcReport:
     """One collection. `removed` lists (id, raw bytes) of what went, or would go in a dry run. `stopped` says what
     ended it early: time, bytes or asked; empty where it is complete. The next gc begins again, with less to do.
 
-    `stored_bytes` can be used again by the store; the file itself does not shrink. `kept_bytes` belong to removed
-    artifacts that living deltas still need, `quarantined_bytes` to those that can be brought back. `rescued` counts
-    candidates that somebody touched meanwhile.
+    `stored_bytes` can be used again by the store; the file itself does not shrink, and nothing is given back to the
+    file system: `file_bytes` is what the file has, `reusable_bytes` how much of it is free pages, once this gc is done
+    (before it, in a dry run), and `Store.compact` gives them back. `kept_bytes` belong to removed artifacts that living
+    deltas still need, `quarantined_bytes` to those that can be brought back. `rescued` counts candidates that somebody
+    touched meanwhile. `over_quota_bytes` is by how much what has to stay is more than the quota.
     """
 
     gc: int
@@ -86,6 +117,10 @@ class GcReport:
     duration_ms: int = 0
     quarantined_bytes: int = 0
     stopped: str = ""
+    file_bytes: int = 0
+    reusable_bytes: int = 0
+    over_quota_bytes: int = 0
+    explanation: GcExplanation | None = None
 
 
 @final
@@ -94,7 +129,8 @@ class GcRecord:
     """What is remembered of a gc. `when_s` is unix time, when it opened.
 
     `outcome` is one of complete, stopped (at a limit, or asked to), failed (an error or a refusal ended it; the
-    numbers are what it did before) and unfinished (it runs now, or was killed).
+    numbers are what it did before) and unfinished (it runs now, or was killed). `left_bytes` is what was stored
+    after it, with what is kept for deltas and in quarantine.
     """
 
     gc: int
@@ -107,6 +143,7 @@ class GcRecord:
     quarantined_bytes: int
     live: int
     duration_ms: int
+    left_bytes: int
 
 
 @final
@@ -162,12 +199,16 @@ class StoreStats:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Why:
     """Why an artifact is there or not. `path` leads from a root to it, one step a line; empty when nothing
-    holds it. `state` is one of live, retained (by runs that ended), unreferenced, collected, unknown."""
+    holds it. `state` is one of live (also by a pin or lease), retained (by runs that ended), unreferenced, collected,
+    unknown. `since_s` is since when it is unreferenced or collected, `until_s` until when retention, the grace or the
+    quarantine keeps it; unix times, None where there is none to name."""
 
     id: ArtifactId
     state: str
     path: tuple[str, ...]
     detail: str
+    since_s: int | None = None
+    until_s: int | None = None
 
 
 @final
@@ -202,7 +243,13 @@ class ImportReport:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactReport:
-    """Bytes of the store's file before and after; the difference is given back to the file system."""
+    """Bytes of the store's file before and after. The difference is what the file system has back, as soon as no
+    process reads from the old file any more."""
 
     before_bytes: int
     after_bytes: int
+
+    @property
+    def returned_bytes(self) -> int:
+        """What the file system has back; 0 where there was nothing to give."""
+        return max(self.before_bytes - self.after_bytes, 0)

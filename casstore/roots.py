@@ -13,7 +13,9 @@ from casstore.ids import ArtifactId
 class Root(NamedTuple):
     """An artifact that an event names, and where: the run, the event's seq, the field.
 
-    `live` is False for a run that ended and is kept by retention: its artifacts may be gone already.
+    `live` is False for a run that ended and is kept by retention: its artifacts may be gone already. Then `status`
+    (completed, failed or cancelled) and `ended_ms` (unix time) say how and when it ended, "" and 0 where the source
+    does not know.
     """
 
     id: ArtifactId
@@ -21,23 +23,50 @@ class Root(NamedTuple):
     seq: int
     field: str
     live: bool = True
+    status: str = ""
+    ended_ms: int = 0
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """Which runs that ended are kept: those that ended at or after `completed_after_ms` (unix time; None: none), and
-    the newest `keep_last` of each operation. With `final_only` a completed one keeps only its manifest and final
-    snapshot; those that failed or were cancelled keep everything."""
+    """Which runs that ended are kept: those that ended at or after `completed_after_ms` (unix time; None: none), or
+    after what `exceptions` say of their status, and the newest `keep_last` of each operation; of all these only those
+    that ended at or after `not_before_ms`. With `final_only` a completed one keeps only its manifest and final
+    snapshot, with `keep_outputs` also what it wrote as outputs; those that failed or were cancelled keep everything.
+    """
 
     completed_after_ms: int | None = None
     keep_last: int = 0
     final_only: bool = False
+    keep_outputs: bool = False
+    exceptions: tuple[tuple[str, int | None], ...] = ()
+    not_before_ms: int = 0
 
     @property
     def by_age_only(self) -> bool:
         """Whether `RootSource.live_roots` can say it."""
-        return not self.keep_last and not self.final_only
+        return not (self.keep_last or self.final_only or self.exceptions or self.not_before_ms)
+
+    def after_ms(self, status: str) -> int | None:
+        """Runs that ended so are kept by their age if they ended at or after this; None: none are."""
+        for name, after_ms in self.exceptions:
+            if name == status:
+                return after_ms
+        return self.completed_after_ms
+
+    def oldest_ms(self, status: str) -> int | None:
+        """None that ended so before this is kept, whatever its place among its operation's; None: none is at all."""
+        after_ms = self.after_ms(status)
+        if self.keep_last:
+            return self.not_before_ms
+        return None if after_ms is None else max(after_ms, self.not_before_ms)
+
+    def keeps(self, status: str, ended_ms: int, place: int) -> bool:
+        """Whether a run is kept that is the `place`-th newest (from 1) of its operation to have ended."""
+        after_ms = self.after_ms(status)
+        by_age = after_ms is not None and ended_ms >= after_ms
+        return ended_ms >= self.not_before_ms and (by_age or place <= self.keep_last)
 
 
 @runtime_checkable
@@ -66,4 +95,13 @@ class RetainingSource(RootSource, Protocol):
     """A source that knows more than the age of runs. One that does not is never asked."""
 
     def retained_roots(self, retention: Retention) -> Iterator[Root]:
-        """Everything that events of live runs name, and what `retention` keeps of those that ended."""
+        """Everything that events of live runs name, then what `retention` keeps of those that ended, run by run, the
+        one that ended last first."""
+
+
+@runtime_checkable
+class EndingSource(RootSource, Protocol):
+    """A source that can cheaply count the runs that ended; one that cannot is not asked (`Store.gc_due`)."""
+
+    def ended_between(self, status: str, after_ms: int, until_ms: int) -> int:
+        """How many runs ended with that status after one unix time, and at or before another."""

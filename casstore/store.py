@@ -7,15 +7,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from heapq import merge
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, final
+from typing import Any, BinaryIO, final
 
-from casstore import backups, dictionaries, history, inspection, repairs, transfer, values
-from casstore import gc as collecting
+from casstore import backups, collecting, dictionaries, history, inspection, reasons, repairs, transfer, values
 from casstore import undelete as undeleting
 from casstore.backend import BlobBackend
 from casstore.errors import (
@@ -29,10 +27,12 @@ from casstore.errors import (
     PinNotFound,
     ReadOnly,
 )
+from casstore.gc import collector_lock
 from casstore.home import Home
 from casstore.ids import ArtifactId
 from casstore.items import PreparedPut, PutItem, check_kind, links_of
 from casstore.leases import Lease
+from casstore.policies import Due, Duration, Policy
 from casstore.reading import Reader
 from casstore.recent import RecentBytes
 from casstore.reports import (
@@ -54,11 +54,6 @@ from casstore.stage import Stage
 from casstore.staging import Staging
 from casstore.steps import reach
 from casstore.writing import Writer
-
-GRACE_S: Final = 3600
-KEEP_COMPLETED_S: Final = 14 * 86400
-
-Duration = float | int | timedelta
 
 
 @final
@@ -321,47 +316,49 @@ class Store:
     # -- look after
 
     def gc(
-        self, roots: RootSource, *, dry_run: bool = False, keep_completed: Duration = KEEP_COMPLETED_S,
-        keep_last: int = 0, final_only: bool = False, grace: Duration = GRACE_S, quarantine: Duration = 0,
-        max_time: Duration | None = None, max_bytes: int | None = None, stop: Callable[[], bool] | None = None,
-        force: bool = False,
+        self, roots: RootSource, *, policy: Policy | None = None, dry_run: bool = False, explain: bool = False,
+        keep_completed: Duration | None = None, keep_failed: Duration | None = None,
+        keep_cancelled: Duration | None = None, keep_last: int | None = None, final_only: bool | None = None,
+        keep_outputs: bool | None = None, quota: int | None = None, grace: Duration | None = None,
+        quarantine: Duration | None = None, max_time: Duration | None = None, max_bytes: int | None = None,
+        stop: Callable[[], bool] | None = None, force: bool = False,
     ) -> GcReport:  # fmt: skip
-        """Remove what nothing needs: not a live run of `roots` (or one completed less than `keep_completed` ago),
-        no pin, no unexpired lease, and not touched within `grace`. What is removed can be brought back with
-        `undelete` for the time of `quarantine`, and takes its space until then. Durations in seconds or timedelta.
+        """Remove what nothing needs: not a live run of `roots` or one that ended and is retained, no pin, no unexpired
+        lease, and not touched within `grace`. What is removed can be brought back with `undelete` for the time of
+        `quarantine`, and takes its space until then.
 
-        Also kept are the newest `keep_last` runs of each operation that ended. With `final_only`, completed runs that
-        are kept keep only their manifest and final snapshot.
+        `policy` (by default `Policy()`; `store.policy()` is that of the home) says what is retained, and each keyword
+        that is given comes before it: see Policy. Durations in seconds or timedelta.
 
         It stops between two batches once `max_time` has passed, `max_bytes` stored bytes or more are removed, or
         `stop()` says so (that also while it marks); the report's `stopped` tells. At least one batch is made, so that
-        a gc that always stops ends some day.
+        a gc that always stops ends some day. With `explain` the report says why what stays stays and what goes goes;
+        that reads the events of all runs.
 
-        Safe beside writers and killed at any point. Raises: GcRefused (nothing removed), Busy, StoreFull.
+        Safe beside writers and killed at any point. `force` goes on where nearly everything would go or little disk is
+        left; nothing that is live is lost by it. Raises: GcRefused (nothing removed), Busy, StoreFull, InvalidArgument.
         """
         self._check(write=not dry_run)
-        source = collecting.check_source(roots, self.uuid)
-        if final_only and not _seconds(keep_completed, "keep_completed") and not keep_last:
-            raise InvalidArgument("final_only", "no run that ended is kept: give keep_completed or keep_last too")
-        collector = collecting.Collector(
-            self._backend, source, now_s=self._now(), grace_s=_seconds(grace, "grace"),
-            keep_completed_s=_seconds(keep_completed, "keep_completed"),
-            keep_last=_bound(keep_last, "keep_last"), final_only=final_only, stage=self._stage,
-            quarantine_s=_seconds(quarantine, "quarantine"),
-            limits=collecting.Limits(
-                None if max_time is None else _exact_seconds(max_time, "max_time"),
-                None if max_bytes is None else _bound(max_bytes, "max_bytes"),
-                stop,
-            ),
+        used = (policy or Policy()).changed(
+            keep_completed=keep_completed, keep_failed=keep_failed, keep_cancelled=keep_cancelled, keep_last=keep_last,
+            final_only=final_only, keep_outputs=keep_outputs, quota=quota, grace=grace, quarantine=quarantine,
+            max_time=max_time, max_bytes=max_bytes,
         )  # fmt: skip
-        if dry_run:
-            return collector.preview()
-        with collecting.collector_lock(self.home):
-            self._backend.tidy()
-            self.staging.settle()  # politeness: what is staged is a root all the same
-            report = collector.run(plausible=(lambda *_: None) if force else collecting.refuse_implausible)
-        self._backend.sync()
-        return report
+        return collecting.collect(
+            self._backend, self._stage, self.home, roots, self.uuid, used, now_s=self._now(), dry_run=dry_run,
+            explain=explain, stop=stop, force=force, settle=self.staging.settle,
+        )  # fmt: skip
+
+    def gc_due(self, roots: RootSource, *, policy: Policy | None = None) -> Due:
+        """Whether a gc is worth it by `policy.auto` (by default that of the home), and why: a look at counters and at
+        the record of the last one. Raises: GcRefused (not this home's source), InvalidPolicy."""
+        self._check()
+        return collecting.due(self._backend, roots, self.uuid, policy or self.policy(), self._now())
+
+    def policy(self) -> Policy:
+        """What HOME/gc.toml says a gc keeps; the default without that file. Raises: InvalidPolicy with the key."""
+        self._check()
+        return collecting.load_policy(self.home)
 
     def undelete(self, ids: Iterable[ArtifactId] = (), *, gc: int | None = None) -> UndeleteReport:
         """Bring back what is in quarantine: artifacts, or all that one gc removed, and what they link to. Durable on
@@ -419,7 +416,7 @@ class Store:
         up. Raises: Busy (a gc or another compaction runs), StoreFull.
         """
         self._check(write=True)
-        with collecting.collector_lock(self.home):
+        with collector_lock(self.home):
             self.staging.settle()
             before, after = self._backend.compact()
         return CompactReport(before_bytes=before, after_bytes=after)
@@ -433,10 +430,11 @@ class Store:
         self._check(write=True)
         return backups.backup(self.home, dest)  # no journal, so nothing is staged
 
-    def why(self, id: ArtifactId, roots: RootSource | None) -> Why:
-        """Why an artifact is there, or gone."""
+    def why(self, id: ArtifactId, roots: RootSource | None, *, policy: Policy | None = None) -> Why:
+        """Why an artifact is there, or gone: the shortest path from a root, or since when nothing holds it and when a
+        gc by `policy` (by default that of the home) takes it, or which gc it went by. Raises: InvalidPolicy."""
         self._check()
-        return inspection.why(self._backend, self._stage, _id(id).digest, roots)
+        return reasons.why(self._backend, self._stage, _id(id).digest, roots, policy or self.policy(), self._now())
 
     def verify(
         self, *, subset: tuple[int, int] | None = None, after: str | None = None, max_seconds: float | None = None,
@@ -460,7 +458,7 @@ class Store:
         that is missing too. Durable on return; gc and compact are kept out. Raises: Busy, StoreFull."""
         self._check(write=True)
         reader = Reader(self._backend, RecentBytes(), self._stage)
-        with collecting.collector_lock(self.home):
+        with collector_lock(self.home):
             report = repairs.repair(
                 self, other, map(_id, ids), reorder=lambda: self._backend.reorder(self._now()),
                 check=lambda name: inspection.check(self._backend, reader, name),
@@ -541,20 +539,3 @@ def _item(item: bytes | tuple[bytes, str] | PutItem) -> PutItem:
         data, kind = item
         return PutItem(data=_plain(data), kind=check_kind(kind))
     return PutItem(data=_plain(item))
-
-
-def _bound(count: int, name: str) -> int:
-    if type(count) is not int or count < 0:
-        raise InvalidArgument(name, "must be a whole number from 0")
-    return count
-
-
-def _seconds(duration: Duration, name: str) -> int:
-    return int(_exact_seconds(duration, name))
-
-
-def _exact_seconds(duration: Duration, name: str) -> float:
-    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1 << 40:
-        raise InvalidArgument(name, "must be seconds (0 or more) or a timedelta")
-    return seconds

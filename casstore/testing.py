@@ -54,7 +54,7 @@ class FakeRoots:
         self.uuid = store.uuid
         self.live: dict[str, list[ArtifactId]] = {}
         self.events: list[tuple[str, ArtifactId]] = []
-        self.ended: list[tuple[int, str, str, list[ArtifactId], ArtifactId | None]] = []
+        self.ended: list[tuple[int, str, str, list[ArtifactId], ArtifactId | None, str]] = []
 
     def append(self, run: str, *ids: ArtifactId) -> None:
         """An event of a live run that names these."""
@@ -63,12 +63,13 @@ class FakeRoots:
             self.events.append((run, found))
 
     def complete(
-        self, run: str, *, at_ms: int | None = None, op_id: str = "", final: ArtifactId | None = None
-    ) -> None:
-        """The run ends, completed if it has a final artifact; without a time it is forgotten."""
+        self, run: str, *, at_ms: int | None = None, op_id: str = "", final: ArtifactId | None = None,
+        status: str = "completed",
+    ) -> None:  # fmt: skip
+        """The run ends; without a time it is forgotten. `final` is what a completed one keeps in any case."""
         ids = self.live.pop(run, [])
         if at_ms is not None:
-            self.ended.append((at_ms, op_id, run, ids, final))
+            self.ended.append((at_ms, op_id, run, ids, final, status))
 
     def position(self) -> int:
         return len(self.events)
@@ -81,13 +82,15 @@ class FakeRoots:
             for seq, found in enumerate(ids, 1):
                 yield Root(found, run, seq, "test")
         kept: dict[str, int] = {}
-        after_ms = retention.completed_after_ms
-        for at_ms, op_id, run, ids, last in sorted(self.ended, key=lambda row: row[0], reverse=True):
+        for at_ms, op_id, run, ids, last, status in sorted(self.ended, key=lambda row: row[0], reverse=True):
             kept[op_id] = kept.get(op_id, 0) + 1
-            if kept[op_id] > retention.keep_last and (after_ms is None or at_ms < after_ms):
+            if not retention.keeps(status, at_ms, kept[op_id]):
                 continue
             only = [last] if retention.final_only and last is not None else ids
-            yield from (Root(found, run, seq, "test", False) for seq, found in enumerate(only, 1))
+            yield from (Root(found, run, seq, "test", False, status, at_ms) for seq, found in enumerate(only, 1))
+
+    def ended_between(self, status: str, after_ms: int, until_ms: int) -> int:
+        return sum(row[5] == status and after_ms < row[0] <= until_ms for row in self.ended)
 
     def roots_after(self, position: int) -> tuple[int, list[Root]]:
         late = self.events[position:]

@@ -337,6 +337,11 @@ class Journal(RunOperations, RunUpkeep):
         self._check()
         return reading.live_roots(self._backend, retention)
 
+    def ended_between(self, status: str, after_ms: int, until_ms: int) -> int:
+        """How many runs ended with that status after one unix time, and at or before another."""
+        self._check()
+        return reading.ended_between(self._backend, check_member("status", status, RunStatus), after_ms, until_ms)
+
     def roots_after(self, position: int) -> tuple[int, list[Root]]:
         """What events after a position name."""
         self._check()

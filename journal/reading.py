@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -345,38 +346,61 @@ def live_roots(backend: JournalBackend, retention: Retention | None = None) -> I
             row = look.numbered(number)
         if row is None:
             continue  # forgotten meanwhile
-        text = str(row.run_id)
-        if not live and retention.final_only and row.status is RunStatus.COMPLETED:
-            yield Root(row.manifest_id, text, 1, "manifest_id", live)
-            yield Root(row.checkpoint_id, text, row.head, "final_snapshot_id", live)
-            continue
+        text, status = str(row.run_id), "" if live or row.status is None else row.status.value
+        ended_ms = 0 if live else row.updated_ms
+        final = not live and retention.final_only and row.status is RunStatus.COMPLETED
+        if final:
+            yield Root(row.manifest_id, text, 1, "manifest_id", live, status, ended_ms)
+            yield Root(row.checkpoint_id, text, row.head, "final_snapshot_id", live, status, ended_ms)
+            if not retention.keep_outputs:
+                continue
         try:
             for item in read_run(backend, row.run_id, 1, None):
+                if final and not _is_output(item.event):
+                    continue
                 for field, name in links(item.event):
-                    yield Root(name, text, item.seq, field, live)
+                    yield Root(name, text, item.seq, field, live, status, ended_ms)
         except RunNotFound:
             continue
 
 
+def _is_output(event: object) -> bool:
+    return type(event) is DomainEvent and event.name == domain.ARTIFACT_WRITTEN
+
+
 def _retained(look: Look, retention: Retention) -> list[int]:
-    """Numbers of the ended runs that are kept, by age and as the newest of their operation, however they ended."""
-    after_ms, kept = retention.completed_after_ms, []
-    if not retention.keep_last and after_ms is None:
-        return []
+    """Numbers of the ended runs that are kept, by age and as the newest of their operation, latest end first."""
+    kept: list[int] = []
     ops: dict[str, int] = {}
-    for ended_ms, number in heapq.merge(*(look.ended(status) for status in RunStatus), reverse=True):
-        young = after_ms is not None and ended_ms >= after_ms
-        if not young and not retention.keep_last:
-            break
+    ended = (_ended_since(look, status, retention.oldest_ms(status.value)) for status in RunStatus)
+    for ended_ms, number, status in heapq.merge(*ended, reverse=True):
+        place = 0
         if retention.keep_last:
             row = look.numbered(number)
             if row is None:
                 raise InvalidStream("bad_row", None, None, f"run number {number} is listed as ended and has no row")
-            ops[row.op_id] = ops.get(row.op_id, 0) + 1
-            young = young or ops[row.op_id] <= retention.keep_last
-        if young:
+            place = ops[row.op_id] = ops.get(row.op_id, 0) + 1
+        if retention.keeps(status, ended_ms, place or 1):
             kept.append(number)
     return kept
+
+
+def _ended_since(look: Look, status: RunStatus, oldest_ms: int | None) -> Iterator[tuple[int, int, str]]:
+    """(ended ms, number, status) of runs that ended so, latest first, down to a time; None: none at all."""
+    if oldest_ms is None:
+        return
+    for ended_ms, number in look.ended(status):
+        if ended_ms < oldest_ms:
+            return
+        yield ended_ms, number, status.value
+
+
+def ended_between(backend: JournalBackend, status: RunStatus, after_ms: int, until_ms: int) -> int:
+    """How many runs ended so after one time and up to another: that many rows of an index are looked at."""
+    with backend.look() as look:
+        before = (until_ms + 1, 0)
+        ends = look.ended(status, before=before) if until_ms >= 0 else iter(())
+        return sum(1 for _ in itertools.takewhile(lambda end: end[0] > after_ms, ends))
 
 
 def roots_after(backend: JournalBackend, position: int) -> tuple[int, list[Root]]:

@@ -55,7 +55,7 @@ def test_the_duration_is_that_of_the_timer(world):
     times = iter(range(1000))
     pace = Pace(timer=lambda: float(next(times)))
     Collector(
-        store._backend, roots, now_s=int(clock()), grace_s=0, keep_completed_s=0, pace=pace
+        store._backend, roots, now_s=int(clock()), grace_s=0, pace=pace
     ).run(plausible=refuse_implausible)
     (past,) = store.gc_history()
     assert past.duration_ms > 0 and past.duration_ms % 1000 == 0

@@ -218,7 +218,7 @@ def test_a_collector_taken_for_dead_stops(world, step):
         from casstore.gc import Collector, refuse_implausible
 
         Collector(
-            world.store._backend, world.roots, now_s=int(world.clock()), grace_s=3600, keep_completed_s=0
+            world.store._backend, world.roots, now_s=int(world.clock()), grace_s=3600
         ).run(plausible=refuse_implausible)
 
     def overtake():

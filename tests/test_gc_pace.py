@@ -81,7 +81,7 @@ def costly():
 
 def collector(store, tables, roots=None, **limits):
     return Collector(
-        store._backend, roots or FakeRoots(store), now_s=int(FakeClock().now), grace_s=0, keep_completed_s=0,
+        store._backend, roots or FakeRoots(store), now_s=int(FakeClock().now), grace_s=0,
         limits=Limits(**limits), pace=Pace(timer=tables.timer, sleep=tables.sleep),
     )  # fmt: skip
 
