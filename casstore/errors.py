@@ -86,7 +86,11 @@ class InvalidPolicy(StoreError, ValueError):
     code = "invalid_policy"
     hint = "docs/GC.md lists the keys."
     names = ("path", "key", "reason")
-    template = "{path}: {key} {reason}"
+    template = "{path}: {where}{reason}"
+
+    def _shown(self) -> dict[str, Any]:
+        key = self.fields.get("key", "")
+        return {**super()._shown(), "where": f"{key} " if key else ""}
 
 
 class AmbiguousPrefix(StoreError, LookupError):

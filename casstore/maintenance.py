@@ -8,15 +8,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
-from casstore.errors import Busy, ClosedHandle, InvalidArgument
+from casstore.errors import Busy, CodedError, InvalidArgument
 from casstore.policies import Due, Policy, exact_seconds
 from casstore.reports import GcReport
 from casstore.roots import RootSource
 
 if TYPE_CHECKING:
     from casstore.store import Store
+
+_OVER: Final = ("closed", "journal_closed")
 
 
 @final
@@ -108,8 +110,8 @@ class Maintenance:
     def _rounds(self) -> None:
         while not self._stop.is_set():
             tick = self.tick()
-            if isinstance(tick.error, ClosedHandle):
-                return  # the store was closed before this: there is nothing left to look after
+            if isinstance(tick.error, CodedError) and tick.error.code in _OVER:
+                return  # store or journal was closed before this: there is nothing left to look after
             self._stop.wait(self._every_s)
 
     def __enter__(self) -> Maintenance:

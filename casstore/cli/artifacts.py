@@ -6,10 +6,11 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
+from casstore.cli.collect import buried_id, policy_options
 from casstore.cli.options import (
     Out,
     artifact,
@@ -114,22 +115,31 @@ def register(cli: click.Group) -> None:
 
     @command(cli, "why")
     @click.argument("id")
-    def why(home: Path, out: Out, id: str) -> None:
-        """Say why an artifact is there, or gone: the path from a root that holds it."""
+    @policy_options
+    def why(home: Path, out: Out, id: str, **given: Any) -> None:
+        """Say why an artifact is there, or gone: the shortest path from a root that holds it.
+
+        Where no live run, pin or lease needs it: since when, and when a gc takes it, by the policy of gc.toml and of
+        the options, which are those of `casstore gc`.
+        """
         with open_store(home, read_only=True) as store:
-            name = artifact(store, id)
+            name = buried_id(store, id)
+            policy = store.policy().changed(**given)
             if has_journal(home):
                 with open_journal(home, store, read_only=True) as jrn:
-                    found = store.why(name, jrn)
+                    found = store.why(name, jrn, policy=policy)
             else:
-                found = store.why(name, None)
+                found = store.why(name, None, policy=policy)
 
         def text() -> None:
             click.echo(f"{found.state}: {found.detail}")
             for step in found.path:
                 click.echo(f"  {step}")
 
-        document = {"id": str(name), "state": found.state, "path": list(found.path), "detail": found.detail}
+        document = {
+            "id": str(name), "state": found.state, "path": list(found.path), "detail": found.detail,
+            "since_s": found.since_s, "until_s": found.until_s,
+        }  # fmt: skip
         out.document(document, text)
 
 

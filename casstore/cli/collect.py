@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
-from casstore import AmbiguousPrefix, ArtifactId, Buried, GcRecord, GcRefused, Store
+from casstore import AmbiguousPrefix, ArtifactId, Buried, DamagedStore, GcRefused, Store
+from casstore.cli.gc_report import report_document, report_lines, shown_past
 from casstore.cli.options import (
     EXIT_STOPPED,
     Duration,
     Out,
+    Size,
     command,
     counted,
     has_journal,
@@ -25,6 +26,8 @@ from casstore.cli.options import (
     open_store,
     shown_size,
 )
+from casstore.times import shown_time
+from journal import Journal
 
 
 def register(cli: click.Group) -> None:
@@ -32,83 +35,63 @@ def register(cli: click.Group) -> None:
 
     @command(cli, "gc")
     @click.option("--dry-run", is_flag=True, help="Only say what would go.")
-    @click.option("--list", "listed", is_flag=True, help="Name each artifact removed.")
+    @click.option("--list", "listed", is_flag=True, help="Name each artifact removed, its size, and why it goes.")
+    @click.option("--explain", is_flag=True, help="Say how many are kept by what, and how much goes and why.")
     @click.option(
-        "--keep-completed", type=Duration(), default="14d", show_default=True,
-        help="Keep what runs that ended later than this ago name; 0s keeps live runs only.",
+        "--auto", is_flag=True,
+        help="Only if it is worth it, by [auto] in gc.toml: a cheap look, for timers. Says why it did or did not.",
     )
-    @click.option(
-        "--keep-last", type=click.IntRange(min=0), default=0, show_default=True,
-        help="Keep the newest so many ended runs of each operation too, however old.",
-    )
-    @click.option(
-        "--final-only", is_flag=True, help="Of completed runs that are kept, keep only manifest and final snapshot."
-    )
-    @click.option("--grace", type=Duration(), default="1h", show_default=True, help="Keep what was touched since.")
-    @click.option(
-        "--quarantine", type=Duration(), default="0s", show_default=True,
-        help="Keep the bytes of what goes for so long: until then `casstore undelete` brings it back.",
-    )
+    @policy_options
     @click.option("--max-time", type=Duration(), help="Stop after so long, as 30s; the next gc goes on.")
-    @click.option("--max-bytes", type=click.IntRange(min=0), help="Stop once so many stored bytes are removed.")
-    @click.option("--force", is_flag=True, help="Go on where nearly everything would go.")
+    @click.option("--max-bytes", type=Size(), help="Stop once so much is removed, as 2GiB; the next gc goes on.")
+    @click.option("--force", is_flag=True, help="Go on where nearly everything would go, or little disk is left.")
     @click.option("--history", is_flag=True, help="Remove nothing; show past gcs, the newest first.")
     @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="With --history: so many.")
     @click.pass_context
     def gc(
-        ctx: click.Context, home: Path, out: Out, dry_run: bool, listed: bool, keep_completed: int, keep_last: int,
-        final_only: bool, grace: int, quarantine: int, max_time: int | None, max_bytes: int | None,
-        force: bool, history: bool, limit: int,
+        ctx: click.Context, /, home: Path, out: Out, dry_run: bool, listed: bool, explain: bool, auto: bool,
+        force: bool, history: bool, limit: int, **given: Any,
     ) -> None:  # fmt: skip
         """Remove what no live run, pin, lease or recent put needs. Writers may go on meanwhile.
 
-        Stopped by Ctrl-C or at a limit (exit code 4), it has removed something less; the next gc goes on.
+        Which runs that ended are kept, and what of them, is said by HOME/gc.toml (docs/GC.md); an option given here
+        comes before the file. Live runs, pins and leases are always kept.
+
+        What goes is free for new artifacts; the file does not shrink before `casstore compact`.
+
+        Stopped by Ctrl-C or at a limit (exit code 4), it has removed something less; the next gc goes on. Where
+        anything cannot be read, or a safety rule says no (exit code 5), nothing is removed.
         """
         if history:
             with open_store(home, read_only=True) as store:
                 for past in store.gc_history(limit=limit):
-                    out.line(asdict(past), _shown(past))
+                    out.line(asdict(past), shown_past(past))
             return
-        with open_store(home, read_only=dry_run) as store:
-            if not has_journal(home):
-                raise GcRefused("missing_journal", f"{home} has a store but no journal, so nothing says what is live")
-            with open_journal(home, store, read_only=dry_run) as jrn, stop_when_interrupted() as stop:
+        with open_store(home, read_only=dry_run) as store, gc_journal(home, store, read_only=dry_run) as jrn:
+            policy = store.policy().changed(**given)
+            due = store.gc_due(jrn, policy=policy) if auto else None
+            if due is not None and not due.due:
+                out.document({"due": False, "reason": due.reason}, lambda: click.echo(f"not worth it: {due.reason}"))
+                return
+            with stop_when_interrupted() as stop:
                 report = store.gc(
-                    jrn, dry_run=dry_run, keep_completed=keep_completed, keep_last=keep_last, final_only=final_only,
-                    grace=grace, quarantine=quarantine,
-                    max_time=max_time, max_bytes=max_bytes, stop=stop, force=force,
-                )  # fmt: skip
-            file_bytes = store.stats().file_bytes
-        document: dict[str, Any] = {
-            "gc": report.gc, "dry_run": dry_run, "removed": len(report.removed), "raw_bytes": report.raw_bytes,
-            "stored_bytes": report.stored_bytes, "kept_bytes": report.kept_bytes, "live": report.live,
-            "quarantined_bytes": report.quarantined_bytes, "rescued": report.rescued,
-            "stopped": report.stopped, "duration_ms": report.duration_ms, "file_bytes": file_bytes,
-        }  # fmt: skip
-        if listed:
-            document["ids"] = [str(name) for name, _ in report.removed]
+                    jrn, policy=policy, dry_run=dry_run, explain=explain or listed, stop=stop, force=force
+                )
+        document = report_document(report, listed=listed, explained=explain)
+        if due is not None:
+            document |= {"due": True, "reason": due.reason}
 
         def text() -> None:
-            verb = "would remove" if dry_run else "removed"
-            click.echo(f"{verb} {counted(len(report.removed), 'artifact')} ({shown_size(report.raw_bytes)} of data)")
-            click.echo(f"{shown_size(report.stored_bytes)} {'would be' if dry_run else 'are'} free for new artifacts; "
-                       f"the file stays at {shown_size(file_bytes)}")  # fmt: skip
-            if report.kept_bytes:
-                click.echo(f"{shown_size(report.kept_bytes)} of theirs stay: living deltas are made of them")
-            if report.quarantined_bytes:
-                click.echo(f"{shown_size(report.quarantined_bytes)} of theirs stay in quarantine: "
-                           f"`casstore undelete --gc {report.gc}` brings them back")  # fmt: skip
-            click.echo(f"{counted(report.live, 'artifact')} live")
-            if listed:
-                for name, size in report.removed:
-                    click.echo(f"  {name}  {size:>12}")
-            if report.stopped:
-                click.echo(f"{_STOPPED[report.stopped]}: the next gc goes on")
+            if due is not None:
+                click.echo(f"worth it: {due.reason}")
+            if explain:
+                click.echo(f"policy: {policy}")
+            for line in report_lines(report, listed=listed, explained=explain):
+                click.echo(line)
 
         out.document(document, text)
         if report.stopped:
             ctx.exit(EXIT_STOPPED)
-
 
     @command(cli, "undelete")
     @click.argument("ids", metavar="[ID]...", nargs=-1)
@@ -124,7 +107,7 @@ def register(cli: click.Group) -> None:
                 return
             if not ids and gc is None:
                 raise click.UsageError("name artifacts, or a gc with --gc")
-            report = store.undelete([_buried_id(store, text) for text in ids], gc=gc)
+            report = store.undelete([buried_id(store, text) for text in ids], gc=gc)
         document = {
             "restored": [str(name) for name in report.restored], "known": [str(name) for name in report.known],
             "raw_bytes": report.raw_bytes,
@@ -138,7 +121,54 @@ def register(cli: click.Group) -> None:
         out.document(document, text)
 
 
-_STOPPED: Final = {"time": "stopped after --max-time", "bytes": "stopped at --max-bytes", "asked": "stopped"}
+def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What may stand in gc.toml as well; None where it is not given."""
+    for option in reversed((
+        click.option(
+            "--keep-completed", type=Duration(),
+            help="Keep runs that ended since; 0s keeps live runs only.  [default: 14d]",
+        ),
+        click.option("--keep-failed", type=Duration(), help="The same of failed ones.  [default: as completed]"),
+        click.option("--keep-cancelled", type=Duration(), help="The same of cancelled ones.  [default: as completed]"),
+        click.option(
+            "--keep-last", type=click.IntRange(min=0),
+            help="Keep the newest so many ended runs of each operation too, however old.  [default: 0]",
+        ),
+        click.option(
+            "--final-only/--whole", default=None,
+            help="Of completed runs that are kept, keep only manifest and final snapshot with all it links to. Outputs,"
+            " facts and other snapshots go, unless it links to them; failed and cancelled runs keep all.",
+        ),
+        click.option(
+            "--keep-outputs/--no-keep-outputs", default=None,
+            help="With --final-only: keep what artifact_written events name as well.",
+        ),
+        click.option(
+            "--quota", type=Size(),
+            help="Let ended runs go, the oldest first, until at most so much is stored, as 20GiB. Never a live one.",
+        ),
+        click.option("--grace", type=Duration(), help="Keep what was put or touched since.  [default: 1h]"),
+        click.option(
+            "--quarantine", type=Duration(),
+            help="Keep the bytes of what goes for so long: until then `casstore undelete` brings it back."
+            "  [default: 0s]",
+        ),
+    )):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@contextmanager
+def gc_journal(home: Path, store: Store, *, read_only: bool) -> Iterator[Journal]:
+    """The journal that says what is live. Raises: GcRefused where it is missing, or is not this home's."""
+    if not has_journal(home):
+        raise GcRefused("missing_journal", f"{home} has a store but no journal, so nothing says what is live")
+    try:
+        jrn = open_journal(home, store, read_only=read_only)
+    except DamagedStore as error:
+        raise GcRefused("unusable_journal", f"nothing says what is live: {error}") from error
+    with jrn:
+        yield jrn
 
 
 @contextmanager
@@ -157,7 +187,7 @@ def stop_when_interrupted() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _buried_id(store: Store, text: str) -> ArtifactId:
+def buried_id(store: Store, text: str) -> ArtifactId:
     """An id, or the only one in quarantine, or in the store, that begins like that."""
     if len(text) == 64:
         return ArtifactId.parse(text)
@@ -168,17 +198,4 @@ def _buried_id(store: Store, text: str) -> ArtifactId:
 
 
 def _shown_buried(found: Buried) -> str:
-    until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.until_s))
-    return f"{found.id}  gc {found.gc}  until {until}  {found.size_bytes:>12}"
-
-
-def _shown(past: GcRecord) -> str:
-    """One line of the history."""
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(past.when_s))
-    line = f"gc {past.gc:<5} {when}  {past.outcome:10}"
-    if past.outcome == "unfinished":
-        return line.rstrip()
-    return (
-        f"{line}  {past.removed:>9} removed  {shown_size(past.raw_bytes):>10} of data"
-        f"  {shown_size(past.stored_bytes):>10} freed  {past.duration_ms / 1000:.1f} s"
-    )
+    return f"{found.id}  gc {found.gc}  until {shown_time(found.until_s)}  {found.size_bytes:>12}"

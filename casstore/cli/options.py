@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import click
-import pytimeparse2
 from rich.console import Console
 
 import casstore
 import journal
 from casstore import ArtifactId, Store
+from casstore.policies import parse_duration, parse_size
 from journal import Journal
 
 EXIT_FAILURE: Final = 1
@@ -43,10 +43,25 @@ class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        seconds = pytimeparse2.parse(value) if isinstance(value, str) else None
-        if not isinstance(seconds, (int, float)) or seconds < 0:
-            self.fail(f"{value!r} is no duration such as 14d, 1h or 0s", param, ctx)
-        return int(seconds)
+        try:
+            return parse_duration(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@final
+class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """`20GiB`, `500MB`, `1048576`: bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 @final
@@ -129,7 +144,7 @@ def exit_code(error: Exception) -> int:
         return EXIT_DAMAGE
     if isinstance(error, (casstore.InvalidArgument, casstore.InvalidId, casstore.AmbiguousPrefix)):
         return EXIT_USAGE
-    if isinstance(error, (journal.InvalidEvent, journal.InvalidPlan, journal.InvalidRunFile)):
+    if isinstance(error, (casstore.InvalidPolicy, journal.InvalidEvent, journal.InvalidPlan, journal.InvalidRunFile)):
         return EXIT_USAGE
     return EXIT_FAILURE
 

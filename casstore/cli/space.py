@@ -14,14 +14,22 @@ def register(cli: click.Group) -> None:
 
     @command(cli, "compact")
     def compact(home: Path, out: Out) -> None:
-        """Give the space that gc freed back to the file system. Others may go on reading and writing."""
+        """Give the space that gc freed back to the file system. Others may go on reading and writing.
+
+        It needs room for a second copy of what is used, and the old file goes once nobody reads from it any more.
+        """
         with open_store(home, read_only=False) as store:
             report = store.compact()
-        document = {"before_bytes": report.before_bytes, "after_bytes": report.after_bytes}
-        out.document(
-            document,
-            lambda: click.echo(f"{shown_size(report.before_bytes)} before, {shown_size(report.after_bytes)} now"),
-        )
+        document = {
+            "before_bytes": report.before_bytes, "after_bytes": report.after_bytes,
+            "returned_bytes": report.returned_bytes,
+        }  # fmt: skip
+        back = (
+            f"the file system has {shown_size(report.returned_bytes)} back" if report.returned_bytes
+            else "there was nothing to give back"
+        )  # fmt: skip
+        line = f"{shown_size(report.before_bytes)} before, {shown_size(report.after_bytes)} now: {back}"
+        out.document(document, lambda: click.echo(line))
 
     @command(cli, "backup")
     @click.argument("dest", type=click.Path(path_type=Path))
