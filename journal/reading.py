@@ -340,6 +340,8 @@ def live_roots(backend: JournalBackend, retention: Retention | None = None) -> I
     retention = retention or Retention()
     with backend.look() as look:
         numbers = [(number, True) for number in look.live()]
+        for number, _ in numbers:
+            _listed(look, number)
         numbers += [(number, False) for number in _retained(look, retention)]
     for number, live in numbers:
         with backend.look() as look:
@@ -374,15 +376,19 @@ def _retained(look: Look, retention: Retention) -> list[int]:
     ops: dict[str, int] = {}
     ended = (_ended_since(look, status, retention.oldest_ms(status.value)) for status in RunStatus)
     for ended_ms, number, status in heapq.merge(*ended, reverse=True):
-        place = 0
-        if retention.keep_last:
-            row = look.numbered(number)
-            if row is None:
-                raise InvalidStream("bad_row", None, None, f"run number {number} is listed as ended and has no row")
-            place = ops[row.op_id] = ops.get(row.op_id, 0) + 1
-        if retention.keeps(status, ended_ms, place or 1):
+        op_id = _listed(look, number).op_id
+        place = ops[op_id] = ops.get(op_id, 0) + 1
+        if retention.keeps(status, ended_ms, place):
             kept.append(number)
     return kept
+
+
+def _listed(look: Look, number: int) -> RunRow:
+    """The row of a run that an index names in this very look: without one nobody can say what it needs."""
+    row = look.numbered(number)
+    if row is None:
+        raise InvalidStream("bad_row", None, None, f"run number {number} is listed and has no row")
+    return row
 
 
 def _ended_since(look: Look, status: RunStatus, oldest_ms: int | None) -> Iterator[tuple[int, int, str]]:
