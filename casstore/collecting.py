@@ -100,7 +100,8 @@ def _let_go(source: RootSource, policy: Policy, last_s: int, now_s: int) -> int:
     total = 0
     for status in _STATUSES:
         keep_s = policy.keep_s(status)
-        past = source.ended_between(status, (last_s - keep_s) * 1000, (now_s - keep_s) * 1000)
+        # A run that ended in the very millisecond where retention begins is kept, so it counts next time.
+        past = source.ended_between(status, (last_s - keep_s) * 1000 - 1, (now_s - keep_s) * 1000 - 1)
         ended = source.ended_between(status, last_s * 1000, now_s * 1000) if policy.keep_last else 0
         total += max(past, ended)
     return total

@@ -210,3 +210,169 @@ def test_the_command(tmp_path):
     assert code == 0 and document["live"] == 2
     with casstore.open(tmp_path / "home") as store:
         assert set(store) == {runs[1]["manifest"], runs[1]["final"]}
+
+
+# -- by how a run ended, outputs, quota, and the file --------------------------------------------------------
+
+
+def test_failed_and_cancelled_runs_have_a_retention_of_their_own(world):
+    """Longer, shorter, or none; where it is not given, that of completed ones."""
+    jrn, clock = world
+    done, cancelled = ended(world, "op", 1), ended(world, "op", 2, "cancel")
+    clock.advance(5 * DAY)
+    report = collect(world, keep_completed=10 * DAY, dry_run=True)
+    assert len(report.removed) == 0
+    collect(world, keep_completed=10 * DAY, keep_cancelled=0)
+    assert done["all"] <= names(jrn) and not (cancelled["all"] - done["all"]) & names(jrn)
+    failed = jrn.start_run("op", manifest={"n": 3}, context={"n": 3}, plan=STATES[:1])
+    failed.fail(journal.ErrorInfo(code="x", category="unknown", retryable=False, message="on purpose"))
+    clock.advance(20 * DAY)
+    collect(world, keep_completed=10 * DAY, keep_failed=30 * DAY)
+    assert names(jrn) == {failed.state.manifest_id, failed.state.checkpoint_id}
+    clock.advance(20 * DAY)
+    collect(world, keep_completed=10 * DAY, keep_failed=30 * DAY)
+    assert names(jrn) == set() and jrn.store.verify().ok
+
+
+def test_outputs_go_with_final_only_unless_they_are_kept(world):
+    """What artifact_written names, and nothing else of the run's past."""
+    jrn, _ = world
+    done = ended(world, "op", 1)
+    outputs = {root.id for root in jrn.retained_roots(Retention(completed_after_ms=0)) if "artifact_id" in root.field}
+    assert len(outputs) == 1  # the same in both states
+    collect(world, keep_completed=DAY, final_only=True, keep_outputs=True)
+    assert names(jrn) == {done["manifest"], done["final"], *outputs}
+    collect(world, keep_completed=DAY, final_only=True)
+    assert names(jrn) == {done["manifest"], done["final"]}
+
+
+def test_a_quota_takes_ended_runs_the_oldest_first(world):
+    """As few as are needed, however young, and however many are wanted; the rest stays whole."""
+    jrn, clock = world
+    store = jrn.store
+    runs = []
+    for n in range(5):
+        runs.append(ended(world, f"op_{n % 2}", n, "cancel" if n == 1 else "complete"))
+        clock.advance(60)
+    live = ended(world, "op_0", 9, "live")
+    store.gc(jrn, grace=0)
+    whole = store.stats().stored_bytes
+    assert store.gc(jrn, grace=0, quota=whole).removed == ()
+    report = store.gc(jrn, grace=0, quota=whole - 1, keep_last=5)
+    assert report.over_quota_bytes == 0 and report.raw_bytes > 0
+    assert set().union(live["all"], *(run["all"] for run in runs[1:])) <= names(jrn)
+    assert not (runs[0]["all"] - set().union(*(run["all"] for run in runs[1:]))) & names(jrn)
+    three = store.gc(jrn, grace=0, quota=store.stats().stored_bytes * 3 // 5)
+    assert runs[4]["all"] | live["all"] <= names(jrn) and not (runs[1]["all"] - runs[4]["all"]) & names(jrn)
+    assert store.stats().stored_bytes <= whole * 3 // 5 and three.over_quota_bytes == 0
+    report = store.gc(jrn, grace=0, quota=10)
+    assert live["all"] == names(jrn) and report.over_quota_bytes == store.stats().stored_bytes - 10
+    assert store.verify().ok and jrn.verify() == []
+
+
+def test_a_quota_counts_what_must_stay_first(world):
+    """Pins, leases and the young take from it, and are never taken by it."""
+    jrn, clock = world
+    store = jrn.store
+    done = ended(world, "op", 1)
+    clock.advance(7200)
+    store.gc(jrn, grace=0)
+    quota = store.stats().stored_bytes + 100
+    store.pin("pin", store.put(b"".join(b"%d" % (n * n) for n in range(2000))))
+    assert (done["all"] - {done["final"]}) <= names(jrn)
+    report = store.gc(jrn, quota=quota)
+    assert not done["all"] & names(jrn) and set(store.pins().values()) == names(jrn)
+    assert report.over_quota_bytes == store.stats().stored_bytes - quota > 0
+
+
+def test_a_quota_that_is_stopped_removes_nothing(world):
+    """Ctrl-C while it adds up."""
+    jrn, _ = world
+    ended(world, "op", 1)
+    before = names(jrn)
+    report = collect(world, quota=1, stop=lambda: True)
+    assert report.stopped == "asked" and names(jrn) == before
+
+
+def test_a_file_and_keywords_make_a_policy(world, tmp_path):
+    """Keywords first, then the file, then the default; sizes and durations as on the command line."""
+    jrn, _ = world
+    file = tmp_path / "home" / "gc.toml"
+    assert jrn.store.policy() == casstore.Policy()
+    file.write_text(
+        'keep_completed = "3d"\nkeep_failed = "30d"\nkeep_cancelled = 0\nkeep_last = 2\nfinal_only = true\n'
+        'keep_outputs = true\nquota = "1.5GiB"\ngrace = "10m"\nquarantine = "1d"\nmax_time = "5s"\nmax_bytes = 100\n'
+        '[auto]\nmin_interval = "5m"\nafter_bytes = "1MB"\n'
+    )
+    policy = jrn.store.policy()
+    assert policy == casstore.Policy(
+        keep_completed=3 * DAY, keep_failed=30 * DAY, keep_cancelled=0, keep_last=2, final_only=True, keep_outputs=True,
+        quota=3 << 29, grace=600, quarantine=DAY, max_time=5, max_bytes=100,
+        auto=casstore.AutoPolicy(min_interval=300, after_bytes=10**6),
+    )  # fmt: skip
+    assert policy.changed(keep_last=0, grace=None).keep_last == 0 and policy.changed(grace=None) == policy
+    assert "keep completed 3d, failed 30d, cancelled 0s; the last 2 of each operation" in str(policy)
+    file.unlink()
+    assert jrn.store.policy() == casstore.Policy()
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("keep_completed = ", "", "no TOML"),
+        ("keep = 1", "keep", "not known; there are keep_completed, "),
+        ('keep_completed = "soon"', "keep_completed", "'soon' is no duration such as 14d"),
+        ("keep_completed = -1", "keep_completed", "must be seconds"),
+        ("keep_completed = 2026-01-01", "keep_completed", "must be seconds"),
+        ('keep_last = "3"', "keep_last", "is text, where a number"),
+        ("keep_last = 1.5", "keep_last", "whole number"),
+        ("final_only = 1", "final_only", "true or false"),
+        ("keep_outputs = true", "keep_outputs", "final_only alone"),
+        ('quota = "20 gigs"', "quota", "is no size such as 20GiB"),
+        ('quota = "9999999999999TiB"', "quota", "is no size"),
+        ("quota = -5", "quota", "whole number"),
+        ("auto = 3", "auto", "must be a table"),
+        ("[auto]\nevery = 3", "auto.every", "not known; there are min_interval"),
+        ('[auto]\nafter_runs = "x"', "auto.after_runs", "is text"),
+        ('[auto]\nmin_interval = "x"', "auto.min_interval", "is no duration"),
+    ],
+)
+def test_a_file_that_is_wrong_names_the_key(world, tmp_path, text, key, words):
+    """With what is wrong, before anything is removed."""
+    jrn, _ = world
+    file = tmp_path / "home" / "gc.toml"
+    file.write_text(text)
+    with pytest.raises(casstore.InvalidPolicy) as error:
+        jrn.store.policy()
+    assert error.value.fields["key"] == key and error.value.fields["path"] == str(file)
+    assert words in str(error.value)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(casstore.InvalidPolicy, match="cannot be read"):
+        jrn.store.policy()
+
+
+def test_the_command_goes_by_the_file_and_flags_win(tmp_path):
+    """A home may have the file before it has a store."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "gc.toml").write_text('keep_completed = "0s"\ngrace = "0s"\nquarantine = "1d"\n')
+    with journal.open(home) as jrn:
+        jrn.start_run("op", manifest={"n": 1}, context={"n": 2}).complete()
+        jrn.store.put(b"loose")
+
+    def run(*arguments):
+        line = [sys.executable, "-m", "casstore.cli.main", "gc", "--home", str(home), "--json", *arguments]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr
+        return done.returncode, json.loads(done.stdout)
+
+    assert run("--dry-run", "--grace", "1h")[1]["removed"] == 0
+    assert run("--dry-run")[1]["removed"] == 3
+    document = run("--keep-completed", "1d", "--quarantine", "0s")[1]
+    assert (document["removed"], document["quarantined_bytes"]) == (1, 0)
+    code, document = run()
+    assert (code, document["removed"]) == (0, 2) and document["quarantined_bytes"] > 0
+    (home / "gc.toml").write_text("nonsense\n")
+    code, document = run()
+    assert code == 2 and document["error"]["code"] == "invalid_policy"
+    assert run("--quota", "lots")[0] == 2
