@@ -111,12 +111,49 @@ def writer(home: Path, seed: int) -> None:
 
 
 def collector(home: Path) -> None:
+    """Each time by another policy; live runs must not notice."""
+    rng = random.Random()
     with journal.open(home) as jrn:
         for _ in rounds(0.05):
             try:
-                jrn.store.gc(jrn, grace=0, keep_completed=0, force=True)
+                jrn.store.gc(jrn, policy=any_policy(rng), explain=rng.random() < 0.2, force=True)
             except casstore.Busy:
                 continue
+
+
+def any_policy(rng: random.Random) -> casstore.Policy:
+    """What a gc may be told to keep, from nothing to much."""
+    final_only = rng.random() < 0.4
+    return casstore.Policy(
+        keep_completed=rng.choice([0, 1, 3]) or int(final_only), keep_failed=rng.choice([None, 0, 2]),
+        keep_cancelled=rng.choice([None, 0, 2]), keep_last=rng.choice([0, 0, 2, 20]), final_only=final_only,
+        keep_outputs=final_only and rng.random() < 0.5, quota=rng.choice([None, None, 0, 50_000, 10**6]),
+        grace=rng.choice([0, 0, 0, 1]), quarantine=rng.choice([0, 0, 1, 2]),
+        max_time=rng.choice([None, None, 0.05]), max_bytes=rng.choice([None, None, 10_000]),
+    )  # fmt: skip
+
+
+def maintainer(home: Path) -> None:
+    """A program with its own gc in the background, that also undeletes now and then what others' quarantine holds."""
+    rng = random.Random()
+    eager = casstore.Policy(
+        keep_completed=1, grace=0, quarantine=1, auto=casstore.AutoPolicy(min_interval=0, after_artifacts=20)
+    )
+    with journal.open(home) as jrn, casstore.Maintenance(jrn.store, jrn, policy=eager, every=0.1) as maintenance:
+        for _ in rounds(0.2):
+            assert isinstance(maintenance.last_error, casstore.GcRefused | None) and not _refused(maintenance)
+            buried = [found.id for found in jrn.store.buried()]
+            if buried:
+                try:
+                    jrn.store.undelete(rng.sample(buried, min(3, len(buried))))
+                except (casstore.NotFound, casstore.MissingArtifact):  # a collector ended its time
+                    continue
+
+
+def _refused(maintenance: casstore.Maintenance) -> bool:
+    """Whether it found damage; that nearly all would go is none."""
+    error = maintenance.last_error
+    return error is not None and error.fields["reason"] != "implausible_share"  # type: ignore[attr-defined]
 
 
 def compactor(home: Path) -> None:
@@ -219,6 +256,8 @@ if __name__ == "__main__":
             writer(where, int(given[1]))
         case "collector":
             collector(where)
+        case "maintainer":
+            maintainer(where)
         case "compactor":
             compactor(where)
         case "copier":

@@ -3,12 +3,17 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import casstore
 import journal
 from casstore import GcRefused, InvalidArgument, Retention
+from casstore.policies import parse_policy
 from casstore.testing import FakeClock, FakeRoots, memory_store
 
 DAY = 86400
@@ -376,3 +381,22 @@ def test_the_command_goes_by_the_file_and_flags_win(tmp_path):
     code, document = run()
     assert code == 2 and document["error"]["code"] == "invalid_policy"
     assert run("--quota", "lots")[0] == 2
+
+
+def test_the_example_of_the_documentation_is_a_policy():
+    """Every key that there is, each with a value that is one."""
+    text = (Path(__file__).parent.parent / "docs" / "GC.md").read_text().split("```toml\n")[1].split("```")[0]
+    policy = parse_policy(text, "GC.md")
+    assert policy.quota == 20 << 30 and policy.auto == casstore.AutoPolicy()
+    keys = {line.split(" = ")[0] for line in text.splitlines() if " = " in line}
+    assert keys == {each.name for kind in (casstore.Policy, casstore.AutoPolicy) for each in fields(kind)} - {"auto"}
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_policy_or_an_error_of_ours(text):
+    """Files are written by people."""
+    for source in (text, f"keep_completed = {text}", f'quota = "{text}"'):
+        try:
+            parse_policy(source, "gc.toml")
+        except casstore.InvalidPolicy as error:
+            assert str(error).startswith("gc.toml: ")
