@@ -280,8 +280,8 @@ def test_a_quota_counts_what_must_stay_first(world):
     jrn, clock = world
     store = jrn.store
     done = ended(world, "op", 1)
-    clock.advance(7200)
     store.gc(jrn, grace=0)
+    clock.advance(7200)
     quota = store.stats().stored_bytes + 100
     store.pin("pin", store.put(b"".join(b"%d" % (n * n) for n in range(2000))))
     assert (done["all"] - {done["final"]}) <= names(jrn)

@@ -48,7 +48,7 @@ def test_each_reason_to_keep_is_counted_once(memory):
             told = report.explanation
             assert dict(told.kept) == {
                 "live runs": 4, "runs that ended, retained": 2, "pins": 1, "dictionaries in use": 1, "leases": 1,
-                "younger than the grace": 1,
+                "staged with an append": 0, "younger than the grace": 1,
             }  # fmt: skip
             assert told.bases == 1  # of the base, which no run names and a delta is made of
             assert {(share.what, share.artifacts, share.runs) for share in told.gone} == {
@@ -66,6 +66,7 @@ def test_what_goes_by_quota_and_by_final_only_says_so(world):  # noqa: F811
     """Each run has one reason."""
     jrn, clock = world
     runs = [ended(world, "op", n) for n in range(3)]
+    jrn.store.staging.settle()
     clock.advance(DAY)
     report = jrn.store.gc(jrn, grace=0, final_only=True, dry_run=True, explain=True)
     assert {share.what for share in report.explanation.gone} == {
@@ -87,6 +88,26 @@ def test_collected_bytes_that_nothing_needs_any_more_are_told(memory):
     roots.complete("run")
     report = store.gc(roots, grace=0, explain=True)
     assert (report.explanation.released, len(report.removed)) == (1, 1) and store.stats().kept_bytes == 0
+
+
+def test_what_is_staged_is_kept_and_says_so(world):  # noqa: F811
+    """Whatever became of its run: by gc's count, and by why, also of what only a staged one needs."""
+    jrn, _ = world
+    store = jrn.store
+    child = store.put(b"child")
+    run = jrn.start_run("op", manifest={"child": child}, context={"n": 1})
+    manifest = run.state.manifest_id
+    run.complete()
+    assert store._stage.find(manifest.digest) is not None  # else this is no test
+    dry = store.gc(jrn, grace=0, keep_completed=0, dry_run=True, explain=True)
+    assert dict(dry.explanation.kept)["staged with an append"] == 1 and len(dry.removed) == 0  # the child
+    found = store.why(manifest, jrn)
+    assert found.state == "live" and "until it is settled" in found.detail and found.path[0].startswith("staged by")
+    assert store.why(child, jrn).path == (found.path[0], f"{child} (link)")
+    store.staging.settle()
+    assert store.why(child, jrn).state == "retained"
+    report = store.gc(jrn, grace=0, keep_completed=0)
+    assert {name for name, _ in report.removed} >= {child, manifest} and store.verify().ok
 
 
 # -- why -------------------------------------------------------------------------------------------------
@@ -135,6 +156,7 @@ def test_why_says_until_when_retention_keeps(world):  # noqa: F811
     jrn, clock = world
     store = jrn.store
     done, failed = ended(world, "op", 1), ended(world, "op", 2, "cancel")
+    store.staging.settle()
     at = int(clock.now) - 2
     inner = next(iter(done["all"] - {done["manifest"], done["final"]}))
     found = store.why(inner, jrn)
@@ -145,7 +167,7 @@ def test_why_says_until_when_retention_keeps(world):  # noqa: F811
     assert store.why(only, jrn, policy=Policy(keep_cancelled=DAY)).until_s == at + 1 + DAY
     clock.advance(15 * DAY)
     found = store.why(inner, jrn)
-    assert found.state == "unreferenced" and "past its retention of 14d" in found.detail and found.since_s == at
+    assert found.state == "unreferenced" and "past its retention of 14d" in found.detail and found.since_s == at + 2
     found = store.why(inner, jrn, policy=Policy(keep_last=2))
     assert (found.state, found.until_s) == ("retained", None) and "one of the last 2" in found.detail
     assert "quota of 5 bytes" in store.why(inner, jrn, policy=Policy(keep_last=2, quota=5)).detail
