@@ -94,6 +94,7 @@ class Collector:
         explain: bool = False,
     ) -> None:  # fmt: skip
         self._backend, self._roots, self._stage = backend, roots, stage or Stage()
+        self._source = type(roots).__name__
         self._now_s, self._grace_s = now_s, grace_s
         self._retention = retention or Retention()
         self._explainer = Explainer(backend, self._retention) if explain else None
@@ -115,7 +116,7 @@ class Collector:
         """What a collection would remove now. Writes nothing."""
         opened = self._backend.gc_peek(self._now_s, self._grace_s)
         try:
-            with refusing("reading roots"):
+            with refusing(f"reading roots of {self._source}"):
                 condemned = self._mark(opened)
             for start in range(0, len(condemned), PAGE_ROWS):
                 self._check_asked()
@@ -134,7 +135,7 @@ class Collector:
         stopped = ""
         try:
             try:
-                with refusing("reading roots"):
+                with refusing(f"reading roots of {self._source}"):
                     condemned = self._mark(opened)  # 2, 3
                 reach("gc.marked")
                 plausible(self._done.condemned, self._backend.counters().artifacts)
@@ -175,8 +176,7 @@ class Collector:
         batch: list[bytes] = []
         ended = False
         for root in self._all_roots():
-            if not isinstance(root, Root) or not isinstance(root.id, ArtifactId):
-                raise GcRefused("bad_root", f"the root source yields {root!r:.200} instead of a Root")
+            self._check_root(root)
             if root.live:
                 batch.append(root.id.digest)
             else:
@@ -189,10 +189,10 @@ class Collector:
                 self._marks.reach([root.id.digest], self._backend.edges, _nothing)
             if len(batch) >= PAGE_ROWS:
                 self._check_asked()
-                self._reach(batch, "an event of a live run")
+                self._reach(batch, f"a live run of {self._source}")
                 batch = []
         if ended:
-            self._reach(batch, "an event of a live run")
+            self._reach(batch, f"a live run of {self._source}")
         else:
             self._mark_live(batch)
         self._explain(RETAINED)
@@ -214,12 +214,25 @@ class Collector:
 
     def _mark_live(self, batch: Sequence[bytes]) -> None:
         """The last of what live runs name; what is marked up to here is theirs."""
-        self._reach(batch, "an event of a live run")
+        self._reach(batch, f"a live run of {self._source}")
         self._explain(LIVE)
 
     def _explain(self, what: str) -> None:
         if self._explainer is not None:
             self._explainer.reached(what, self._marks)
+
+    def _check_root(self, root: object) -> None:
+        """Roots are ArtifactIds: text that looks like one may be a key of another kind, and would protect nothing."""
+        if not isinstance(root, Root) or not isinstance(root.id, ArtifactId):
+            raise GcRefused("bad_root", f"{self._source} yields {root!r:.400}, which names no ArtifactId")
+
+    def _late(self) -> list[Root]:
+        """What events name that came since the last look."""
+        with refusing(f"reading late events of {self._source}"):
+            self._position, late = self._roots.roots_after(self._position)
+            for root in late:
+                self._check_root(root)
+        return late
 
     def _all_roots(self) -> Iterator[Root]:
         if self._retention.by_age_only:
@@ -320,11 +333,10 @@ class Collector:
 
     def _sweep_batch(self, epoch: int, batch: Sequence[Candidate]) -> None:
         watch = Stopwatch(self._pace.timer)
-        with refusing("reading late events"), self._roots.exclusive():  # J before S, everywhere
+        with refusing(f"locking {self._source}"), self._roots.exclusive():  # J before S, everywhere
             since = self._pace.timer()
             reach("gc.locked")
-            self._position, events = self._roots.roots_after(self._position)
-            late = [root.id.digest for root in events] + self._late_staged()
+            late = [root.id.digest for root in self._late()] + self._late_staged()
             result = self._backend.gc_sweep(epoch, batch, self._judge(batch, late), self._now_s, watch)
         self._commit += 1
         self._done.add(result)
@@ -361,8 +373,8 @@ class Collector:
 
     def _catch_up(self, epoch: int) -> None:
         """What happened up to now is marked, so that little is left to mark under the locks."""
-        self._position, events = self._roots.roots_after(self._position)
-        digests = [root.id.digest for root in events] + self._late_staged() + self._backend.gc_recent(epoch)
+        late = [root.id.digest for root in self._late()]
+        digests = late + self._late_staged() + self._backend.gc_recent(epoch)
         self._marks.reach(digests, self._backend.edges, _nothing)
 
     def _candidates(self, data_ids: Sequence[int]) -> list[Candidate]:

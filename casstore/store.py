@@ -91,6 +91,7 @@ class Store:
     ) -> ArtifactId:  # fmt: skip
         """Store bytes; the id is their BLAKE3. Bytes that are there already cost no second copy; a damaged copy
         is healed: up to 1 MiB it is always checked, above that only that all its pieces are there, unless `verify`.
+        That also looks at bytes that are kept for deltas after their artifact was collected. `healed` tells.
         `base` is a hint: an artifact that these bytes resemble.
 
         Raises: InvalidArgument, StoreFull, MissingArtifact (the bytes are a value that links to what is not there).
@@ -141,6 +142,11 @@ class Store:
 
     def _put_value_leased(self, value: object, kind: str, base: ArtifactId | None, lease: str) -> ArtifactId:
         return self._put_leased(values.encode(value)[0], kind, base, lease)
+
+    @property
+    def healed(self) -> tuple[ArtifactId, ...]:
+        """Artifacts whose damaged copy a put of this handle replaced, in that order."""
+        return tuple(self._writer.healed)
 
     # -- read
 

@@ -60,6 +60,7 @@ class Writer:
         self._quota, self._path = quota, path
         self._dictionaries: dict[str, bytes] = {}
         self._until_look = 0
+        self.healed: list[ArtifactId] = []  # whose damaged copy a put replaced
 
     def put(
         self, item: PutItem, *, lease: str | None = None, durable: bool = True, verify: bool = False,
@@ -280,7 +281,7 @@ class Writer:
             except UploadLost as error:
                 raise InvalidArgument("data", _LINKS_CAME_LATER) from error
             reach("put.after_commit")
-            self._heal_kept(result)
+            self._put_done(prepared, result)
             return
 
     def _unstage(self, digests: Sequence[bytes]) -> bool:
@@ -299,9 +300,11 @@ class Writer:
         data = self._reader.get(put.digest)
         return _whole(PutItem(data=data, kind=put.kind), put.digest, put.links)
 
-    def _heal_kept(self, result: PutResult) -> None:
-        """What was put again is good: where an earlier copy that deltas are made of is damaged, it is rewritten in
+    def _put_done(self, prepared: Sequence[NewArtifact], result: PutResult) -> None:
+        """Note what was healed. What was put again is good: where an earlier copy that deltas are made of is damaged, it is rewritten in
         place, so that they read again. The put is done either way. Very large ones (put as streams) are left."""
+        outcomes = zip(prepared, result.outcomes, strict=True)
+        self.healed += [ArtifactId(item.digest) for item, outcome in outcomes if outcome is Outcome.HEALED]
         for digest, data_id in result.kept:
             with suppress(StoreFull, NotFound, Corrupt, DamagedStore):
                 if self._reader.is_sound_copy(data_id, digest):
@@ -310,7 +313,8 @@ class Writer:
                     continue
                 whole = _whole(PutItem(data=self._reader.get(digest)), digest, ())
                 self._check_room(whole.stored_len)
-                self._backend.heal_kept(data_id, whole)
+                if self._backend.heal_kept(data_id, whole):
+                    self.healed.append(ArtifactId(digest))
                 reach("put.healed_kept")
 
     def _put_large(self, item: PutItem, lease: str | None, durable: bool, verify: bool) -> ArtifactId:
@@ -357,7 +361,7 @@ class Writer:
         except UploadLost as error:
             raise InvalidArgument("data", _LINKS_CAME_LATER) from error
         reach("put.after_commit")
-        self._heal_kept(result)
+        self._put_done([prepared], result)
         return True
 
     def _upload(
@@ -389,15 +393,13 @@ class Writer:
             row = backend.rows([digest])[0]
             heal = row is not None and not self._reader.is_sound(digest)
             reach("upload.written")
-            result = backend.put(
-                [
-                    NewArtifact(
-                        digest, kind, raw_len, links, codec.Codec.FRAMES, None, pieces.stored_len,
-                        extra=seal, upload=upload, heal=heal,
-                    )
-                ],
-                int(self._clock()), lease,
-            )  # fmt: skip
+            finished = [
+                NewArtifact(
+                    digest, kind, raw_len, links, codec.Codec.FRAMES, None, pieces.stored_len,
+                    extra=seal, upload=upload, heal=heal,
+                )
+            ]  # fmt: skip
+            result = backend.put(finished, int(self._clock()), lease)
         except BaseException:
             backend.upload_abort(upload)
             raise
@@ -405,7 +407,7 @@ class Writer:
             while backend.purge(BATCH_ITEMS):
                 pass
         reach("upload.committed")
-        self._heal_kept(result)
+        self._put_done(finished, result)
         self._flush(durable)
         return ArtifactId(digest)
 

@@ -1,12 +1,15 @@
-"""What several of the long tests share: how long they run, processes, and a look at everything that must be there."""
+"""What several tests share: processes, stop points, how long the long ones run, a look at all that must be there."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 import journal
-from casstore import ArtifactId, Store
+from casstore import ArtifactId, Store, steps
 
 SOAK_SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 
@@ -40,6 +43,77 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     """A Python process of its own with pipes to its input and output."""
     line = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def forked(call: Callable[..., object], *arguments: object) -> int:
+    """Call it in a forked child, which then ends at once; what `os.waitstatus_to_exitcode` says of it.
+
+    0: it returned. 1: it raised, and the traceback is on stderr. -9: it was killed.
+    """
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            call(*arguments)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@contextmanager
+def listening(listener: Callable[[str], None]) -> Iterator[None]:
+    """Stop points are told to this listener inside of the block."""
+    steps.listen(listener)
+    try:
+        yield
+    finally:
+        steps.listen(None)
+
+
+@contextmanager
+def at_step(step: str, action: Callable[[], object]) -> Iterator[list[str]]:
+    """The first time that the stop point is reached the action runs there, itself unobserved; then the list that is
+    given holds the step."""
+    done: list[str] = []
+
+    def listener(reached: str) -> None:
+        if reached == step and not done:
+            done.append(step)
+            with listening(lambda _: None):
+                action()
+            steps.listen(listener)
+
+    with listening(listener):
+        yield done
+
+
+def stop_points(call: Callable[[], object]) -> list[str]:
+    """The stop points that a call goes through, in order."""
+    found: list[str] = []
+    with listening(found.append):
+        call()
+    return found
+
+
+def kill_at(number: int, call: Callable[[], object]) -> Callable[[], None]:
+    """The call, by a process that is killed at its n-th stop point (from 1)."""
+
+    def run() -> None:
+        seen: Counter[str] = Counter()
+
+        def listener(_: str) -> None:
+            seen["steps"] += 1
+            if seen["steps"] == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with listening(listener):
+            call()
+
+    return run
 
 
 def until_deadline(seconds: float = SOAK_SECONDS) -> Iterator[int]:
