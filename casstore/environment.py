@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ MAP_SIZE_BYTES: Final = 1 << 40
 MAP_SIZE_BYTES_MIN: Final = 1 << 30
 READER_CHECK_S: Final = 30.0
 _READERS_MAX: Final = 1024
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NETWORK_FILESYSTEMS: Final = (
     "nfs", "cifs", "smb", "9p", "afs", "ceph", "gluster", "lustre", "fuse.sshfs", "fuse.s3", "fuse.rclone", "ncp",
 )  # fmt: skip
@@ -229,7 +231,7 @@ class Environment:
     # -- facts ----------------------------------------------------------------------------------------
 
     def info(self) -> dict[str, int]:
-        """Facts for people: file and map size in bytes, pages used and free, readers, reader lag in commits."""
+        """File and map size in bytes, pages used and free, readers, and by how many commits the oldest of them lags."""
         self._check()
         with self.read() as txn:
             info = self._env.info()
@@ -237,11 +239,18 @@ class Environment:
         used = 2 + sum(t["branch_pages"] + t["leaf_pages"] + t["overflow_pages"] for t in tables)
         return {
             "file_bytes": _data_size(self.path),
+            "map_bytes": info["map_size"],
             "page_bytes": self.page_size,
             "pages_used": used,
             "pages_free": max(info["last_pgno"] + 1 - used, 0),
             "readers": info["num_readers"],
+            "reader_lag_commits": max(info["last_txnid"] - self._oldest_reader(info["last_txnid"]), 0),
         }
+
+    def _oldest_reader(self, newest: int) -> int:
+        """The oldest snapshot that a reader of any process holds: pages freed since are not used again."""
+        rows = (line.split() for line in self._env.readers().splitlines())
+        return min((int(row[2]) for row in rows if len(row) == 3 and row[2].isdecimal()), default=newest)
 
     def reader_check(self) -> int:
         """Clear the slots of readers whose process died; they would keep every page since from reuse."""
@@ -318,7 +327,7 @@ class Environment:
         path = str(self.path)
         if isinstance(error, lmdb.MapFullError):
             return StoreFull(path, "the memory map is full")
-        if isinstance(error, lmdb.DiskError) or getattr(error, "code", 0) in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, lmdb.DiskError) or getattr(error, "code", 0) in _FULL:
             return StoreFull(path, "no space left on the disk")
         if getattr(error, "code", 0) == errno.EIO and self._disk_is_full():
             return StoreFull(path, "no space left on the disk")
@@ -330,6 +339,10 @@ class Environment:
         return DamagedStore(path, str(error))
 
     def _disk_is_full(self) -> bool:
+        """Or the file is as long as this process may make one."""
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if limit != resource.RLIM_INFINITY and _data_size(self.path) + self.page_size > limit:
+            return True
         disk = os.statvfs(self.path)
         return disk.f_bavail * disk.f_frsize < 4 << 20
 

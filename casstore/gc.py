@@ -27,7 +27,7 @@ from casstore.backend import (
     SweepView,
     Verdict,
 )
-from casstore.errors import Busy, GcRefused, StoreError
+from casstore.errors import Busy, GcRefused, StoreError, StoreFull
 from casstore.explaining import DICTIONARIES, LEASES, LIVE, PINS, RETAINED, STAGED, YOUNG, Explainer, is_dictionary
 from casstore.ids import ArtifactId
 from casstore.marks import IdSet, Marks
@@ -314,8 +314,9 @@ class Collector:
             self._look_around(opened.epoch)
             reach("gc.before_batch")
             batch = self._candidates(condemned[at : at + min(self._pace.rows, BATCH_ROWS)])
+            if not self._sweep_batch(opened.epoch, batch):
+                continue
             at += len(batch)
-            self._sweep_batch(opened.epoch, batch)
             reach("gc.after_batch")
             unpurged += len(batch)
             if unpurged >= self._pace.pieces:
@@ -331,25 +332,41 @@ class Collector:
         self._pace.busy = (position, self._commit) != (self._position, commit)
         self._commit = commit
 
-    def _sweep_batch(self, epoch: int, batch: Sequence[Candidate]) -> None:
-        watch = Stopwatch(self._pace.timer)
+    def _sweep_batch(self, epoch: int, batch: Sequence[Candidate]) -> bool:
+        """Whether there was room for it: deleting changes pages, and each changed page takes a new one first. Where
+        there was none, nothing has changed, and the same rows come again in smaller batches."""
+        watch, looked = Stopwatch(self._pace.timer), (self._position, self._staged_position)
         with refusing(f"locking {self._source}"), self._roots.exclusive():  # J before S, everywhere
             since = self._pace.timer()
             reach("gc.locked")
             late = [root.id.digest for root in self._late()] + self._late_staged()
-            result = self._backend.gc_sweep(epoch, batch, self._judge(batch, late), self._now_s, watch)
+            try:
+                result = self._backend.gc_sweep(epoch, batch, self._judge(batch, late), self._now_s, watch)
+            except StoreFull:
+                if len(batch) == 1:
+                    raise
+                self._position, self._staged_position = looked  # what came late may not be marked yet
+                self._pace.no_room(rows=len(batch))
+                return False
         self._commit += 1
         self._done.add(result)
         if self._explainer is not None:
             self._explainer.removed(batch, result.removed)
         self._done.rescued += sum(not row.kept for row in batch) - len(result.removed)
         self._pace.swept(len(batch), watch, self._pace.timer() - since)
+        return True
 
     def _purge(self) -> None:
         """Pieces go in small transactions of their own, without the journal's lock."""
         while True:
-            watch, since = Stopwatch(self._pace.timer), self._pace.timer()
-            pieces = self._backend.purge(self._pace.pieces, watch)
+            watch, since, most = Stopwatch(self._pace.timer), self._pace.timer(), self._pace.pieces
+            try:
+                pieces = self._backend.purge(most, watch)
+            except StoreFull:
+                if most == 1:
+                    raise
+                self._pace.no_room(pieces=most)
+                continue
             if not pieces:
                 return
             self._commit += 1

@@ -37,6 +37,10 @@ class Amount:
             self._last = count
             self._cost_s = seconds / count
 
+    def too_many(self, count: int) -> None:
+        """Space for so many was not there: half of them are the most from now on."""
+        self._most = max(1, count // 2)
+
 
 @final
 class Stopwatch:
@@ -89,6 +93,13 @@ class Pace:
         """The same of a purge."""
         self._pieces.learn(pieces, watch.seconds)
         self._rest(locked_s)
+
+    def no_room(self, *, rows: int = 0, pieces: int = 0) -> None:
+        """A transaction of so many found the disk or the map full."""
+        if rows:
+            self._rows.too_many(rows)
+        if pieces:
+            self._pieces.too_many(pieces)
 
     def _rest(self, locked_s: float) -> None:
         if self.busy:

@@ -172,7 +172,9 @@ class UndeleteReport:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStats:
     """Sizes in bytes. `stored_bytes` excludes `kept_bytes`; `file_bytes` is what the disk gives, free pages
-    included. Artifacts that are `staged` lie in the journal's file and are not counted elsewhere."""
+    included, and can become `map_bytes` at most. Artifacts that are `staged` lie in the journal's file and are not
+    counted elsewhere. `reader_lag_commits` is the age of the oldest snapshot that a reader of any process holds, in
+    commits of the file: pages freed since then cannot be used again yet."""
 
     artifacts: int
     raw_bytes: int
@@ -187,10 +189,12 @@ class StoreStats:
     commits: int
     gcs: int
     file_bytes: int
+    map_bytes: int
     page_bytes: int
     pages_used: int
     pages_free: int
     readers: int
+    reader_lag_commits: int
     by_kind: dict[str, tuple[int, int]]
     by_encoding: dict[str, tuple[int, int, int]]
 

@@ -98,7 +98,8 @@ class MemoryTables:
     def info(self) -> dict[str, int]:
         with self._lock:
             size = sum(len(k) + len(v) for rows in self._rows.values() for k, v in rows.items())
-        return {"file_bytes": size, "page_bytes": 0, "pages_used": 0, "pages_free": 0, "readers": 0}
+        none = ("map_bytes", "page_bytes", "pages_used", "pages_free", "readers", "reader_lag_commits")
+        return {"file_bytes": size, **dict.fromkeys(none, 0)}
 
     def reader_check(self) -> int:
         return 0

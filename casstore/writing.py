@@ -43,6 +43,7 @@ UPLOAD_TRIES: Final = 3
 HIT_VERIFY_BYTES: Final = 1 << 20
 DELTA_RAW_MAX: Final = 16 << 20
 DISK_RESERVE_BYTES: Final = 2 << 20  # what puts leave free, so that gc can always commit
+ROWS_BYTES: Final = 512  # about what the rows of an artifact take besides its pieces
 _LINKS_CAME_LATER: Final = "these bytes were stored before as a stream, and link to artifacts that came later"
 _UPLOAD_LOST: Final = "the upload was given up: a gc took this process for dead. Put it again"
 
@@ -60,6 +61,7 @@ class Writer:
         self._quota, self._path = quota, path
         self._dictionaries: dict[str, bytes] = {}
         self._until_look = 0
+        self._map_room = 0
         self.healed: list[ArtifactId] = []  # whose damaged copy a put replaced
 
     def put(
@@ -301,8 +303,9 @@ class Writer:
         return _whole(PutItem(data=data, kind=put.kind), put.digest, put.links)
 
     def _put_done(self, prepared: Sequence[NewArtifact], result: PutResult) -> None:
-        """Note what was healed. What was put again is good: where an earlier copy that deltas are made of is damaged, it is rewritten in
-        place, so that they read again. The put is done either way. Very large ones (put as streams) are left."""
+        """Note what was healed. What was put again is good: where an earlier copy that deltas are made of is damaged,
+        it is rewritten in place, so that they read again. The put is done either way. Very large ones (put as streams)
+        are left."""
         outcomes = zip(prepared, result.outcomes, strict=True)
         self.healed += [ArtifactId(item.digest) for item, outcome in outcomes if outcome is Outcome.HEALED]
         for digest, data_id in result.kept:
@@ -430,12 +433,27 @@ class Writer:
         if self._path and stored_len:
             disk = os.statvfs(self._path)
             wanted = stored_len + DISK_RESERVE_BYTES
-            if disk.f_bavail * disk.f_frsize < wanted and self._reusable() < wanted:
+            if disk.f_bavail * disk.f_frsize < wanted and self._reusable(self._backend.info()) < wanted:
                 raise StoreFull(self._path, "only the reserve that gc needs is left on the disk")
+            self._check_map(stored_len + ROWS_BYTES)
 
-    def _reusable(self) -> int:
-        """Bytes of pages that gc freed inside of the file: they need no disk."""
+    def _check_map(self, size: int) -> None:
+        """The memory map is far larger than any disk, but where address space is scarce. What room a look found is
+        used up to a quarter before the next look, since other processes use it as well."""
+        self._map_room -= size
+        if self._map_room > 0:
+            return
         info = self._backend.info()
+        reserve = min(DISK_RESERVE_BYTES, info["map_bytes"] // 8)
+        room = info["map_bytes"] - info["file_bytes"] + self._reusable(info) - reserve
+        if room < size:
+            self._map_room = 0
+            raise StoreFull(self._path, "only the reserve that gc needs is left of the memory map")
+        self._map_room = room // 4
+
+    @staticmethod
+    def _reusable(info: dict[str, int]) -> int:
+        """Bytes of pages that gc freed inside of the file: they need no disk."""
         return info["pages_free"] * info["page_bytes"]
 
 
