@@ -7,6 +7,7 @@ network file systems, a transaction that is used again after it failed.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import resource
@@ -20,6 +21,7 @@ from typing import Any, Final, final
 
 import lmdb
 
+from casstore.adoption import MapUsers
 from casstore.errors import (
     AlreadyOpen,
     Busy,
@@ -128,7 +130,7 @@ class _Reading:
         self._gate = _gate
         self._gate.__enter__()
         try:
-            self._txn = self._environment._begin_read()
+            self._txn = self._environment._users_of_map.begin(self, self._environment._begin_read)
         except BaseException as error:
             self._gate.__exit__()
             if isinstance(error, lmdb.Error):
@@ -139,9 +141,11 @@ class _Reading:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._environment._check_forked(self._txn)
         try:
             self._txn.abort()
         finally:
+            self._environment._users_of_map.end(self)
             self._gate.__exit__()
         if isinstance(error, lmdb.Error):
             raise self._environment._translate(error) from error
@@ -165,6 +169,7 @@ class Environment:
         self._poison: str | None = None
         self._writer: int | None = None
         self._mutex = threading.Lock()
+        self._users_of_map = MapUsers(lambda: self._env.set_mapsize(0), lmdb.MapResizedError)
         self._reader_checked = time.monotonic()
         self._databases: dict[bytes, Any] = {}
         self.page_size: int = env.stat()["psize"]
@@ -191,23 +196,40 @@ class Environment:
             self._check()
             self._writer = me
             try:
-                txn = self._begin_write()
+                txn = self._users_of_map.begin(self, self._begin_write)
                 try:
-                    yield txn
-                except BaseException as error:
-                    # A failed transaction is never used again (monero#2168).
-                    txn.abort()
-                    if isinstance(error, lmdb.Error):
-                        raise self._translate(error) from error
-                    raise
-                try:
-                    txn.commit()
-                except lmdb.Error as error:
-                    with suppress(lmdb.Error):
-                        txn.abort()
-                    raise self._translate(error, committing=True) from error
+                    yield from self._writing(txn)
+                finally:
+                    self._users_of_map.end(self)
             finally:
                 self._writer = None
+
+    def _writing(self, txn: Any) -> Iterator[Any]:
+        try:
+            yield txn
+            self._check_forked(txn)
+        except BaseException as error:
+            self._check_forked(txn)
+            # A failed transaction is never used again (monero#2168).
+            txn.abort()
+            if isinstance(error, lmdb.Error):
+                raise self._translate(error) from error
+            raise
+        try:
+            txn.commit()
+        except lmdb.Error as error:
+            with suppress(lmdb.Error):
+                txn.abort()
+            raise self._translate(error, committing=True) from error
+
+    def _check_forked(self, txn: Any) -> None:
+        """A child that was forked inside of a transaction leaves it alone: lock and slot are its parent's.
+
+        Raises: ForkedHandle.
+        """
+        if self._pid != os.getpid():
+            _leak(txn)
+            raise ForkedHandle(str(self.path), self._pid)
 
     def sync(self) -> None:
         """Everything committed so far, by whichever process, is on disk when this returns.
@@ -309,22 +331,20 @@ class Environment:
         except lmdb.ReadersFullError:
             self._env.reader_check()
             return self._env.begin()
-        except lmdb.MapResizedError:
-            self._env.set_mapsize(0)  # another process runs with a larger map: adopt it
-            return self._env.begin()
 
     def _begin_write(self) -> Any:
         try:
             return self._env.begin(write=True)
         except lmdb.MapResizedError:
-            self._env.set_mapsize(0)
-            return self._env.begin(write=True)
+            raise
         except lmdb.Error as error:
             raise self._translate(error) from error
 
     def _translate(self, error: lmdb.Error, *, committing: bool = False) -> StoreError:
         """LMDB's error as one of ours. A full disk has three faces: ENOSPC, EIO, and a short write."""
         path = str(self.path)
+        if isinstance(error, lmdb.ReadersFullError):
+            return _all_reading(self.path)
         if isinstance(error, lmdb.MapFullError):
             return StoreFull(path, "the memory map is full")
         if isinstance(error, lmdb.DiskError) or getattr(error, "code", 0) in _FULL:
@@ -377,6 +397,8 @@ def open_environment(
         key = (stat.st_dev, stat.st_ino)
         shared = _open.get(key)
         if shared is not None:
+            if shared._pid != os.getpid():
+                raise ForkedHandle(f"{path} (forked while it was read or written: exec, or spawn a child)", shared._pid)
             if shared.read_only and not read_only:
                 raise AlreadyOpen(str(path), "read-only")
             # Another part of the program knows of fewer tables: the journal's environment also holds staged rows.
@@ -428,6 +450,8 @@ def _open_lmdb(
             map_size //= 2
             if map_size < max(2 * size, MAP_SIZE_BYTES_MIN):
                 raise StoreFull(str(path), "no address space for the memory map") from error
+        except lmdb.ReadersFullError as error:
+            raise _all_reading(path) from error
         except lmdb.InvalidParameterError as error:
             raise DamagedStore(str(path), str(error)) from error
         except (lmdb.ReadonlyError, PermissionError) as error:
@@ -441,6 +465,11 @@ def _open_lmdb(
             if code in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise InvalidHome(str(path), os.strerror(code)) from error
             raise DamagedStore(str(path), str(error)) from error
+
+
+def _all_reading(path: Path) -> Busy:
+    """Slots of readers that were killed are free at the next read, gc or opening of a process that got in before."""
+    return Busy(f"{path}: {_READERS_MAX} readers hold snapshots, more there cannot be")
 
 
 def _check_length(environment: Environment, path: Path) -> None:
@@ -465,11 +494,20 @@ def _open_databases(environment: Environment, names: Sequence[bytes], *, read_on
             environment._env.reader_check()
 
 
+def _leak(handle: object) -> None:
+    """Keep an object for ever, also past the end of the interpreter: destroyed, it would let go of what its parent
+    process still holds."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
+
+
 def _after_fork_in_child() -> None:
     """Let go of inherited handles: after that the child can open the same homes, the parent notices nothing."""
     global _open_lock, _gate
-    _open_lock = threading.Lock()
-    _gate = _ForkGate()
+    _open_lock, inherited, _gate = threading.Lock(), _gate, _ForkGate()
+    if inherited.active:  # closing would give up the snapshot that the parent still reads
+        for environment in _open.values():
+            _leak(environment._env)
+        return
     for environment in list(_open.values()):
         environment._closed = True
         with suppress(Exception):

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, final
 
+from casstore.errors import ForkedHandle
 from journal.backend import Unit
 from journal.errors import OutcomeUnknown
 
@@ -69,7 +70,12 @@ class Committer:
 
     def finish(self, pending: Pending) -> None:
         """Return when it is done. Where nobody commits the caller does it itself; else the thread takes along, with
-        the next commit, all who came meanwhile: callers that lined up for the lock would go one by one."""
+        the next commit, all who came meanwhile: callers that lined up for the lock would go one by one.
+
+        Raises: ForkedHandle in a child, where that thread does not exist.
+        """
+        if self._pid != os.getpid():
+            raise ForkedHandle("the journal of this append", self._pid)
         if self._leader.acquire(blocking=False):
             try:
                 while not pending.done.is_set():

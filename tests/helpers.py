@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 import journal
-from casstore import ArtifactId, Store, steps
+from casstore import ArtifactId, Store, environment, steps
 
 SOAK_SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 
@@ -114,6 +114,19 @@ def kill_at(number: int, call: Callable[[], object]) -> Callable[[], None]:
             call()
 
     return run
+
+
+@contextmanager
+def map_of(size: int) -> Iterator[None]:
+    """Environments that are opened meanwhile have a map of that size."""
+    options = environment.open_environment.__kwdefaults__
+    assert options is not None
+    before = options["map_size"]
+    options["map_size"] = size
+    try:
+        yield
+    finally:
+        options["map_size"] = before
 
 
 def until_deadline(seconds: float = SOAK_SECONDS) -> Iterator[int]:

@@ -6,8 +6,7 @@ import os
 import random
 import resource
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from uuid import UUID
 import lmdb
 import pytest
 from full_disk import FullDisk
-from helpers import assert_whole, forked, small_disk
+from helpers import assert_whole, forked, map_of, small_disk
 
 import casstore
 import journal
-from casstore import ArtifactId, StoreFull, environment
+from casstore import ArtifactId, StoreFull
 from casstore.environment import Environment
 from journal import DomainEvent, RunStarted
 from journal.table_backend import TableBackend
@@ -175,19 +174,6 @@ def test_puts_without_a_reserve_are_caught(tmp_path: Path, monkeypatch: pytest.M
 
 
 # -- 11. monero-project/monero#2168: a failed transaction is used again -----------------------------------------
-
-
-@contextmanager
-def map_of(size: int) -> Iterator[None]:
-    """Environments that are opened meanwhile have a map of that size."""
-    options = environment.open_environment.__kwdefaults__
-    assert options is not None
-    before = options["map_size"]
-    options["map_size"] = size
-    try:
-        yield
-    finally:
-        options["map_size"] = before
 
 
 def goes_on(jrn: journal.Journal) -> None:
