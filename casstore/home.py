@@ -148,6 +148,6 @@ def _parse(path: Path) -> dict[str, str]:
     missing = [name for name in _FIELDS if name not in fields]
     if missing:
         raise DamagedStore(str(path), f"the field {missing[0]} is missing")
-    if int(fields["page_size"]) != os.sysconf("SC_PAGE_SIZE"):
-        raise UnsupportedFormat(str(path), f"pages of {fields['page_size']} bytes", os.sysconf("SC_PAGE_SIZE"))
+    if fields["page_size"] != str(os.sysconf("SC_PAGE_SIZE")):
+        raise UnsupportedFormat(str(path), f"pages of {fields['page_size'] or '?'} bytes", os.sysconf("SC_PAGE_SIZE"))
     return fields

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -15,9 +14,11 @@ from casstore.cli.options import (
     Out,
     artifact,
     command,
+    dumped,
     has_journal,
     open_journal,
     open_store,
+    talk,
 )
 from journal.event_json import value_to_json
 
@@ -37,8 +38,10 @@ def register(cli: click.Group) -> None:
             for path in files:
                 source: BinaryIO | Path = sys.stdin.buffer if str(path) == "-" else path
                 name = store.put_file(source, kind=kind)
-                size = store.info(name).size_bytes
-                out.line({"id": str(name), "file": str(path), "size_bytes": size}, str(name))
+                size, healed = store.info(name).size_bytes, name in store.healed
+                out.line({"id": str(name), "file": str(path), "size_bytes": size, "healed": healed}, str(name))
+                if healed:
+                    talk.print(f"{name}: the copy that was there was damaged, and is replaced")
 
     @command(cli, "cat")
     @click.argument("id")
@@ -48,7 +51,7 @@ def register(cli: click.Group) -> None:
         with open_store(home, read_only=True) as store:
             name = artifact(store, id)
             if value or out.as_json:
-                click.echo(json.dumps(value_to_json(store.get_value(name)), ensure_ascii=False))
+                click.echo(dumped(value_to_json(store.get_value(name))))
                 return
             with store.open_reader(name) as reader:
                 shutil.copyfileobj(reader, sys.stdout.buffer, 1 << 20)

@@ -11,7 +11,7 @@ import click
 
 import casstore
 import journal
-from casstore.cli.options import report_error
+from casstore.cli.options import never_fail_to_encode, report_error
 
 
 @final
@@ -54,6 +54,7 @@ transfer.register(cli)
 
 def main() -> None:
     """Run, and end with the exit code. No traceback for what a user can cause."""
+    never_fail_to_encode()
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:

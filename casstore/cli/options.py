@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import sys
@@ -75,13 +76,31 @@ class Out:
     def document(self, value: dict[str, Any], text: Callable[[], None]) -> None:
         """One JSON document, or what `text` prints."""
         if self.as_json:
-            click.echo(json.dumps(value, ensure_ascii=False))
+            click.echo(dumped(value))
         else:
             text()
 
     def line(self, value: dict[str, Any], text: str) -> None:
         """One item of a stream: a JSON line, or a line of text."""
-        click.echo(json.dumps(value, ensure_ascii=False) if self.as_json else text)
+        click.echo(dumped(value) if self.as_json else text)
+
+
+def dumped(value: Any) -> str:
+    """One line of JSON. Text that the output's encoding lacks, such as a file name that is no UTF-8, is escaped: read
+    as JSON and given to os.fsencode it is that name again."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
+
+
+def never_fail_to_encode() -> None:
+    """Text for people shows what the terminal's encoding lacks as an escape, instead of ending with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def command(group: click.Group, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -159,7 +178,7 @@ def report_error(error: Exception) -> int:
         text = str(error) or type(error).__name__
     text = " ".join(text.split())
     if "--json" in sys.argv:
-        click.echo(json.dumps({"error": {"code": name, "message": text}}, ensure_ascii=False))
+        click.echo(dumped({"error": {"code": name, "message": text}}))
     click.echo(f"casstore: {text}", err=True)
     return code
 
