@@ -17,7 +17,16 @@ from journal.admission import decode, fact_of, view_of
 from journal.backend import JournalBackend, Look, RunRow
 from journal.envelopes import Failure, RunState, analyze
 from journal.errors import InvalidArgument, InvalidStream, RunNotFound
-from journal.events import DomainEvent, RecordedEvent, StateCompleted, StateFailed, links, recorded, to_fields
+from journal.events import (
+    DomainEvent,
+    RecordedEvent,
+    StateCompleted,
+    StateEntered,
+    StateFailed,
+    links,
+    recorded,
+    to_fields,
+)
 from journal.failures import RunStatus
 from journal.records import Context
 from journal.views import LastFailure, RunView, StateEntries
@@ -229,6 +238,13 @@ def run_state(backend: JournalBackend, run_id: UUID) -> RunState | None:
             return None
         view = view_of(run_id, row, look)
         failure, plan, plan_id, limit = None, None, None, domain.DEFAULT_MAX_ATTEMPTS
+        opened = view.open_attempt
+        if opened is not None:  # about to be closed as an orphan's, perhaps: is it what the stream says
+            entered = _event(look, row, opened.seq)
+            if type(entered) is not StateEntered or (entered.state_id, entered.attempt) != (
+                opened.state_id, opened.attempt
+            ):
+                raise InvalidStream("bad_row", run_id, opened.seq, "the row tells of an attempt here")
         if view.last_failure is not None:
             failed = _event(look, row, view.last_failure.seq)
             if type(failed) is not StateFailed:

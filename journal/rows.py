@@ -16,6 +16,7 @@ from casstore.stage import TABLE as STAGED
 from journal.backend import ClaimRow, RunRow, StateRow, Tail
 from journal.errors import InvalidStream
 from journal.failures import RunStatus
+from journal.ids import check_op_id, check_state_id
 
 EV: Final = b"ev1"  # position -> record
 RS: Final = b"rs1"  # run ‖ first seq of a batch -> position
@@ -97,13 +98,17 @@ def unpack_run(run: int, data: bytes) -> RunRow:
             numbers.append(int.from_bytes(data[place + 1 : end], "big"))
             place = end
         epoch, head, started, lasted, checkpoint_seq, tail_seq, tail_attempt, completed, policy, retry, size = numbers
+        op_id, tail_state = data[place : place + size].decode(), data[place + size :].decode()
+        check_op_id(op_id)
+        if flags >> 2 & 3:
+            check_state_id(tail_state)
         return RunRow(
             number=run, run_id=UUID(bytes=data[:16]), manifest_id=ArtifactId(data[16:48]),
             checkpoint_id=ArtifactId(data[48:80]), chain=data[80:112], status=_STATUSES[flags & 3],
             tail=Tail(flags >> 2 & 3), has_final=bool(flags & _FINAL_FLAG), epoch=epoch, head=head,
             started_ms=started, updated_ms=started + lasted, checkpoint_seq=checkpoint_seq, tail_seq=tail_seq,
             tail_attempt=tail_attempt, n_completed=completed, policy_seq=policy, retry_at_ms=retry,
-            op_id=data[place : place + size].decode(), tail_state=data[place + size :].decode(),
+            op_id=op_id, tail_state=tail_state,
         )  # fmt: skip
     except (ValueError, IndexError) as error:
         raise InvalidStream("bad_row", None, None, f"the row of run number {run}: {error}") from error

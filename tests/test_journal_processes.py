@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from helpers import forked, kill_at, stop_points
 
 import casstore
 import journal
@@ -23,38 +24,30 @@ from journal.events import DomainEvent, RunCompleted
 
 A, B = "flow.step.a", "flow.step.b"
 
-ONE_RUN = """
-import os, signal, sys
-from uuid import UUID
-import journal
-from casstore import steps
-home, stop = sys.argv[1], int(sys.argv[2])
-count = 0
-def listener(step):
-    global count
-    count += 1
-    if count == stop:
-        os.kill(os.getpid(), signal.SIGKILL)
-steps.listen(listener)
-with journal.open(home) as jrn:
-    run_id = UUID(int=7)
-    if jrn.head(run_id):
-        run = jrn.resume(run_id)
-    else:
-        run = jrn.start_run("flow", manifest={"m": 1}, context={"n": 0, "text": "x" * 5000},
-                            plan=["flow.step.a", "flow.step.b"], run_id=run_id, max_attempts=99)
-    while run.next is not None:
-        with run.enter(run.next) as attempt:
-            context = attempt.context()
-            price = attempt.fact("price|" + attempt.state_id, lambda: {"price": 17})
-            attempt.output(b"output of " + attempt.state_id.encode())
-            attempt.complete({**context, "n": context["n"] + price["price"]})
-        jrn.store.put(b"garbage after " + attempt.state_id.encode())
-        jrn.store.gc(jrn, grace=0, force=True)
-    if run.status is None:
-        run.complete()
-    print(count, run.state.final_snapshot_id)
-"""
+def one_run(home: Path) -> None:
+    """Two states with facts and outputs, and a gc after each; resumed wherever it stands."""
+    with journal.open(home) as jrn:
+        run_id = UUID(int=7)
+        if jrn.head(run_id):
+            run = jrn.resume(run_id)
+        else:
+            run = jrn.start_run("flow", manifest={"m": 1}, context={"n": 0, "text": "x" * 5000}, plan=[A, B],
+                                run_id=run_id, max_attempts=99)  # fmt: skip
+        while run.next is not None:
+            with run.enter(run.next) as attempt:
+                context = attempt.context()
+                price = attempt.fact("price|" + attempt.state_id, lambda: {"price": 17})
+                attempt.output(b"output of " + attempt.state_id.encode())
+                attempt.complete({**context, "n": context["n"] + price["price"]})
+            jrn.store.put(b"garbage after " + attempt.state_id.encode())
+            jrn.store.gc(jrn, grace=0, force=True)
+        if run.status is None:
+            run.complete()
+
+
+def final_of(home: Path) -> casstore.ArtifactId | None:
+    with journal.open(home, read_only=True) as jrn:
+        return jrn.run_state(UUID(int=7)).final_snapshot_id
 
 
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -64,13 +57,12 @@ def child(code: str, *arguments: object) -> subprocess.Popen[str]:
 @pytest.mark.spec("scenario 36")
 def test_killed_at_every_step_a_run_ends_the_same(tmp_path: Path) -> None:
     """Each counted step of put, append and gc: the next process finds all referenced data, resumes, ends the same."""
-    total, wanted = child(ONE_RUN, tmp_path / "count", 0).communicate()[0].split()
-    assert int(total) > 40
-    for stop in range(1, int(total) + 1):
+    total = len(stop_points(lambda: one_run(tmp_path / "count")))
+    wanted = final_of(tmp_path / "count")
+    assert total > 40
+    for stop in range(1, total + 1):
         home = tmp_path / f"home{stop}"
-        killed = child(ONE_RUN, home, stop)
-        killed.communicate()
-        assert killed.returncode == -signal.SIGKILL
+        assert forked(kill_at(stop, lambda home=home: one_run(home))) == -9
         if (home / "journal" / "data.mdb").exists():
             with journal.open(home) as jrn:
                 assert jrn.verify() == [] and jrn.store.verify().findings == ()
@@ -79,7 +71,7 @@ def test_killed_at_every_step_a_run_ends_the_same(tmp_path: Path) -> None:
                     for item in jrn.read(row.run_id):
                         for _, name in journal.links(item.event):
                             jrn.store.get(name)
-        assert child(ONE_RUN, home, 0).communicate()[0].split()[1] == wanted
+        assert forked(one_run, home) == 0 and final_of(home) == wanted
 
 
 WRITER = """
