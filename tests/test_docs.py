@@ -62,3 +62,17 @@ def test_links_between_documents_lead_somewhere() -> None:
     for document in [PROJECT / "README.md", *PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_cases_name_tests_that_exist() -> None:
+    """Every test that docs/CASES.md names is in the file that stands before it, and no test of a case is left out."""
+    text = (PROJECT / "docs" / "CASES.md").read_text()
+    named: set[str] = set()
+    for path, tests in re.findall(r"\]\(\.\./tests/([\w/]+\.py)\): ((?:`\w+`(?:, )?)+)", text):
+        code = (PROJECT / "tests" / path).read_text()
+        for test in re.findall(r"`(\w+)`", tests):
+            assert f"\ndef {test}(" in code, f"{path}: {test}"
+            named.add(test)
+    there = {test for path in PROJECT.glob("tests/test_cases_*.py")
+             for test in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)}  # fmt: skip
+    assert there <= named and len(re.findall(r"^\| \d+ \|", text, re.MULTILINE)) == 23
