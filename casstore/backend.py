@@ -96,6 +96,30 @@ class NewArtifact(NamedTuple):
     heal: bool = False
 
 
+class Record(NamedTuple):
+    """How the bytes under a data_id are kept, without them."""
+
+    data_id: int
+    digest: bytes
+    raw_len: int
+    stored_len: int
+    codec: int
+    base: int
+    chain: int
+
+
+class NewEncoding(NamedTuple):
+    """Other stored bytes for an artifact that is there: of the same raw bytes, under the same data_id. `record` is
+    what was read before; `base` digest and data_id of the base."""
+
+    record: Record
+    codec: int
+    stored: bytes
+    base: tuple[bytes, int] | None = None
+    chain: int = 0
+    extra: bytes = b""
+
+
 class Outcome(enum.Enum):
     """What a put turned out to be."""
 
@@ -204,6 +228,7 @@ class Counters(NamedTuple):
     gc_open: bool
     cut: int
     swept: int
+    next_data_id: int
 
 
 class BlobBackend(Protocol):
@@ -252,6 +277,9 @@ class BlobBackend(Protocol):
     def digests(self, data_ids: Sequence[int]) -> list[bytes | None]:
         """Whose bytes are kept under each data_id."""
 
+    def records(self, after: int, limit: int) -> list[Record]:
+        """Of everything kept, visible or not, with a greater data_id, ascending. Raises: DamagedStore."""
+
     def gone_count(self) -> int: ...
     def gone(self, digest: bytes) -> Gone | None: ...
     def prefix(self, first: bytes, last: bytes, limit: int) -> list[bytes]:
@@ -293,6 +321,14 @@ class BlobBackend(Protocol):
     def upload_abort(self, upload: int) -> None: ...
     def uploads(self) -> list[tuple[int, int, str]]:
         """(data_id, since in unix seconds, owner) of unfinished uploads."""
+
+    # -- re-encoding
+    def reencode(self, items: Sequence[NewEncoding], now_s: int) -> list[bool]:
+        """Replace the encoding of each that is as it was read, and whose base is visible and older; which were."""
+
+    def release(self, data_ids: Sequence[int], seen: int) -> list[int]:
+        """Let bytes of collected artifacts go that no record up to data_id `seen` needed; which went. Not what is in
+        quarantine, or needed by a newer record."""
 
     # -- gc
     def gc_peek(self, now_s: int, grace_s: int) -> GcOpened:

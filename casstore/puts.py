@@ -16,6 +16,8 @@ from casstore.errors import Collected, LeaseLost, MissingArtifact, NotFound, Qua
 from casstore.ids import ArtifactId
 from casstore.rows import (
     DA,
+    DATA_IDS_RESERVED,
+    DICTIONARY_KIND,
     GONE,
     IX,
     KN,
@@ -29,6 +31,7 @@ from casstore.rows import (
     PIN,
     PURGE,
     RECENT,
+    RESERVED_KEY,
     STAGE,
     STATE_KEY,
     TICK,
@@ -149,7 +152,7 @@ def _add_kind(t: WriteTransaction, item: NewArtifact) -> int:
 
 def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) -> int:
     """A new row; the data_id of the copy before it, where its bytes are kept, else 0."""
-    data_id = state.next_data_id if item.upload is None else item.upload
+    data_id = _number(t, state, item) if item.upload is None else item.upload
     gone = t.get(GONE, item.digest)
     earlier = 0
     if gone is not None:
@@ -165,7 +168,6 @@ def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) ->
         if base >= data_id:
             raise UploadLost
     if item.upload is None:
-        state.next_data_id += 1
         assert item.stored is not None
         write_pieces(t, data_id, 0, split(item.stored))
     elif not t.delete(STAGE, u64(data_id)):
@@ -181,6 +183,26 @@ def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) ->
     return earlier
 
 
+def reserve(t: WriteTransaction) -> None:
+    """In a new store: the smallest data_ids are for dictionaries, so that one can be the base of what was there
+    before it."""
+    state = load_state(t)
+    if state.commit == 0 and state.next_data_id == 1:
+        state.next_data_id = DATA_IDS_RESERVED
+        t.put(META, STATE_KEY, state.pack())
+        t.put(META, RESERVED_KEY, u64(1))
+
+
+def _number(t: WriteTransaction, state: State, item: NewArtifact) -> int:
+    """A data_id that was never given out: a reserved one for a dictionary, which needs nothing itself."""
+    found = t.get(META, RESERVED_KEY) if item.kind == DICTIONARY_KIND and not item.links and not item.base else None
+    if found is not None and from_u64(found) < DATA_IDS_RESERVED:
+        t.put(META, RESERVED_KEY, u64(from_u64(found) + 1))
+        return from_u64(found)
+    state.next_data_id += 1
+    return state.next_data_id - 1
+
+
 def _link(t: WriteTransaction, item: NewArtifact, data_id: int) -> None:
     """Record the links: each is visible now, and older than what links to it (invariant C)."""
     for link in item.links:
@@ -194,7 +216,7 @@ def _link(t: WriteTransaction, item: NewArtifact, data_id: int) -> None:
         t.put(LN, item.digest, b"".join(item.links))
 
 
-def _clear_pieces(t: WriteTransaction, data_id: int) -> int:
+def clear_pieces(t: WriteTransaction, data_id: int) -> int:
     """Remove what is there, whatever a damaged record says of it; the bytes removed."""
     prefix, found, size = u64(data_id), [], 0
     for key, value in t.scan(D, prefix):
@@ -229,7 +251,7 @@ def heal_kept(t: WriteTransaction, data_id: int, item: NewArtifact) -> bool:
 def _rewrite(t: WriteTransaction, data_id: int, item: NewArtifact) -> int:
     """The good bytes, whole, under the data_id of the damaged ones; by how many stored bytes they are more."""
     old, earlier = t.get(DA, u64(data_id)), 0
-    old_len = _clear_pieces(t, data_id)
+    old_len = clear_pieces(t, data_id)
     if old is not None and DaRow.unpack(old).digest == item.digest:
         record = DaRow.unpack(old)
         old_len, earlier = record.stored_len, record.earlier  # what was counted, though pieces may be lost

@@ -247,11 +247,25 @@ class ImportReport:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactReport:
-    """Bytes of the store's file before and after. The difference is what the file system has back, as soon as no
-    process reads from the old file any more."""
+    """Bytes of the store's file before and after; the difference is what the file system has back, as
+    soon as no process reads from the old file any more.
+
+    `rebased` deltas were moved away from the bytes of collected artifacts and take `rebased_bytes` more now (or less,
+    if below 0), for which `freed_bytes` stored bytes went. `condensed` small artifacts use a dictionary and take
+    `condensed_bytes` less; `trained` are the kinds that got one. `skipped` could not be read or proven, and stayed as
+    they were: verify names them. `stopped` says what ended the re-encoding early: time, bytes or full.
+    """
 
     before_bytes: int
     after_bytes: int
+    rebased: int = 0
+    rebased_bytes: int = 0
+    freed_bytes: int = 0
+    condensed: int = 0
+    condensed_bytes: int = 0
+    trained: tuple[str, ...] = ()
+    skipped: int = 0
+    stopped: str = ""
 
     @property
     def returned_bytes(self) -> int:

@@ -6,20 +6,30 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from dataclasses import asdict
 from heapq import merge
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, final
 
-from casstore import backups, collecting, dictionaries, history, inspection, reasons, repairs, transfer, values
+from casstore import (
+    backups,
+    collecting,
+    dictionaries,
+    history,
+    inspection,
+    reasons,
+    reencoding,
+    repairs,
+    transfer,
+    values,
+)
 from casstore import undelete as undeleting
 from casstore.backend import BlobBackend
 from casstore.errors import (
     AmbiguousPrefix,
     ClosedHandle,
-    Corrupt,
     ForkedHandle,
     InvalidArgument,
     InvalidId,
@@ -32,7 +42,7 @@ from casstore.home import Home
 from casstore.ids import ArtifactId
 from casstore.items import PreparedPut, PutItem, check_kind, links_of
 from casstore.leases import Lease
-from casstore.policies import Due, Duration, Policy
+from casstore.policies import Due, Duration, Policy, check_count, exact_seconds
 from casstore.reading import Reader
 from casstore.recent import RecentBytes
 from casstore.reports import (
@@ -400,14 +410,7 @@ class Store:
         """
         self._check(write=True)
         check_kind(kind)
-        samples: list[bytes] = []
-        for row in inspection.pages(self._backend):
-            if kind in row.kinds and dictionaries.SAMPLE_MIN <= row.raw_len <= dictionaries.SMALL_MAX:
-                with suppress(NotFound, Corrupt):
-                    samples.append(self._reader.get(row.digest))
-            if len(samples) >= dictionaries.SAMPLES_MAX:
-                break
-        trained = dictionaries.train(samples)
+        trained = dictionaries.train(dictionaries.samples(self._backend, self._reader, kind))
         if trained is None:
             return None
         name = self.put(trained, kind=dictionaries.KIND)
@@ -415,17 +418,33 @@ class Store:
         self._writer.look_again()
         return name
 
-    def compact(self) -> CompactReport:
+    def compact(
+        self, *, reencode: bool = True, max_time: Duration | None = None, max_bytes: int | None = None
+    ) -> CompactReport:
         """Give the space that gc freed back to the file system, while readers and writers of all processes go on.
+
+        Before the copy artifacts get smaller encodings (not with `reencode=False`): deltas are moved away from the
+        bytes of collected artifacts where that frees more than it costs, kinds with 500 small artifacts or more get a
+        dictionary trained, as `train` does, and those use it. That stops at `max_time`, or once `max_bytes` raw bytes
+        were encoded, and the copy follows; the next one goes on. What is encoded anew counts as touched.
 
         Needs room for a second copy of what is used. Killed at any point, nothing is lost and the next one cleans
         up. Raises: Busy (a gc or another compaction runs), StoreFull.
         """
         self._check(write=True)
+        time_s = None if max_time is None else exact_seconds(max_time, "max_time")
+        bytes_max = None if max_bytes is None else check_count(max_bytes, "max_bytes")
         with collector_lock(self.home):
             self.staging.settle()
-            before, after = self._backend.compact()
-        return CompactReport(before_bytes=before, after_bytes=after)
+            before = self._backend.info()["file_bytes"]
+            done = reencoding.Reencoded()
+            if reencode:
+                done = reencoding.reencode(
+                    self._backend, train=self.train, check_room=self._writer.check_room, now=self._now,
+                    time_s=time_s, bytes_max=bytes_max,
+                )  # fmt: skip
+            _, after = self._backend.compact()
+        return CompactReport(before_bytes=before, after_bytes=after, **asdict(done))
 
     def backup(self, dest: str | os.PathLike[str]) -> backups.BackupReport:
         """Copy the home, which has no journal (else: `journal.Journal.backup`), to `dest`, where nothing is yet,

@@ -183,7 +183,7 @@ def gc_sweep(
         if candidate.kept:
             if verdict is Verdict.DELETE and t.delete(KP, key):
                 _end_quarantine(t, candidate)
-                _drop_bytes(t, key)
+                drop_bytes(t, key)
                 state.kept_bytes -= size
                 stored += size
             continue
@@ -215,14 +215,14 @@ def gc_sweep(
             else:
                 quarantined += size
         else:
-            _drop_bytes(t, key)
+            drop_bytes(t, key)
             stored += size
     state.swept += 1
     finish(t, state)
     return SweepResult(tuple(filter(None, removed)), raw, stored, kept, quarantined)
 
 
-def _drop_bytes(t: WriteTransaction, data_id: bytes) -> None:
+def drop_bytes(t: WriteTransaction, data_id: bytes) -> None:
     """The record goes now, the pieces later in transactions of their own: nothing reaches them any more."""
     t.delete(DA, data_id)
     t.put(PURGE, data_id, b"")

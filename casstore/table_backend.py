@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import final
 
-from casstore import audits, copies, puts, repairs, sweeps
+from casstore import audits, copies, puts, repairs, rewrites, sweeps
 from casstore.backend import (
     Ages,
     Candidate,
@@ -18,7 +18,9 @@ from casstore.backend import (
     Judge,
     Kept,
     NewArtifact,
+    NewEncoding,
     PutResult,
+    Record,
     Row,
     Stored,
     SweepResult,
@@ -75,6 +77,7 @@ class TableBackend:
                 found = w.get(META, UUID_KEY)
                 if found is None:
                     w.put(META, UUID_KEY, uuid.encode())
+                    puts.reserve(w)
                     found = uuid.encode()
         return (found or uuid.encode()).decode()
 
@@ -164,6 +167,10 @@ class TableBackend:
             found = (t.get(DA, u64(data_id)) for data_id in data_ids)
             return [da_head(data)[0] if data is not None else None for data in found]
 
+    def records(self, after: int, limit: int) -> list[Record]:
+        with self._tables.read() as t:
+            return rewrites.records(t, after, limit)
+
     def gone_count(self) -> int:
         with self._tables.read() as t:
             return t.count(GONE)
@@ -196,8 +203,9 @@ class TableBackend:
         with self._tables.read() as t:
             s = puts.load_state(t)
         return Counters(
-            s.commit, s.artifacts, s.raw_bytes, s.stored_bytes, s.kept_bytes, s.epoch, bool(s.gc_open), s.cut, s.swept
-        )
+            s.commit, s.artifacts, s.raw_bytes, s.stored_bytes, s.kept_bytes, s.epoch, bool(s.gc_open), s.cut, s.swept,
+            s.next_data_id,
+        )  # fmt: skip
 
     def audit(self, area: str, start: bytes, share: audits.Share, limit: int) -> audits.AuditPage:
         with self._tables.read() as t:
@@ -265,6 +273,16 @@ class TableBackend:
     def upload_abort(self, upload: int) -> None:
         with self._tables.write() as t:
             puts.upload_abort(t, upload)
+
+    # -- re-encoding
+
+    def reencode(self, items: Sequence[NewEncoding], now_s: int) -> list[bool]:
+        with self._tables.write() as t:
+            return rewrites.reencode(t, items, now_s)
+
+    def release(self, data_ids: Sequence[int], seen: int) -> list[int]:
+        with self._tables.write() as t:
+            return rewrites.release(t, data_ids, seen)
 
     # -- gc
 

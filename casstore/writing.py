@@ -111,10 +111,6 @@ class Writer:
         """See to it that none of these is only staged: a pin or a lease holds what is in the store."""
         self._unstage(digests)
 
-    def check_room(self, stored_len: int) -> None:
-        """Raises: StoreFull where so many more bytes would pass the quota, or take what gc needs."""
-        self._check_room(stored_len)
-
     def put_many(self, items: Sequence[PutItem], *, lease: str | None = None) -> list[ArtifactId]:
         """In order; one transaction for each 4 MiB. Durable on return, all of them; a failure keeps a prefix."""
         ids: list[ArtifactId] = []
@@ -266,7 +262,7 @@ class Writer:
         """One transaction. What turns out to need its bytes whole is encoded again; what needs something staged has
         that put first: in the store, artifacts need what is in the store."""
         while True:
-            self._check_room(sum(item.stored_len for item in prepared))
+            self.check_room(sum(item.stored_len for item in prepared))
             reach("put.before_commit")
             try:
                 result = self._backend.put(prepared, int(self._clock()), lease)
@@ -315,7 +311,7 @@ class Writer:
                 if self._reader.head(digest).raw_len > DELTA_RAW_MAX:
                     continue
                 whole = _whole(PutItem(data=self._reader.get(digest)), digest, ())
-                self._check_room(whole.stored_len)
+                self.check_room(whole.stored_len)
                 if self._backend.heal_kept(data_id, whole):
                     self.healed.append(ArtifactId(digest))
                 reach("put.healed_kept")
@@ -355,7 +351,7 @@ class Writer:
 
     def _try(self, prepared: NewArtifact, lease: str | None) -> bool:
         """Put what may turn out to need its bytes whole. Whether it went in."""
-        self._check_room(prepared.stored_len)
+        self.check_room(prepared.stored_len)
         reach("put.before_commit")
         try:
             result = self._backend.put([prepared], int(self._clock()), lease)
@@ -381,7 +377,7 @@ class Writer:
         reach("upload.opened")
         try:
             hasher, table, raw_len = blake3(), frames.FrameTable(), 0
-            pieces = _PieceWriter(backend, upload, self._check_room)
+            pieces = _PieceWriter(backend, upload, self.check_room)
             for raw, (entry, stored) in _encoded_ahead(raw_frames()):
                 hasher.update(raw)
                 raw_len += len(raw)
@@ -425,7 +421,8 @@ class Writer:
             self._backend.sync()
             reach("put.after_sync")
 
-    def _check_room(self, stored_len: int) -> None:
+    def check_room(self, stored_len: int) -> None:
+        """Raises: StoreFull where so many bytes more would pass the quota or take the disk's reserve."""
         if self._quota is not None:
             counters = self._backend.counters()
             if counters.stored_bytes + counters.kept_bytes + stored_len > self._quota:

@@ -19,7 +19,25 @@ import pytest
 import casstore
 import journal
 from casstore import ArtifactId, audits
-from casstore.rows import DA, GONE, IX, KN, KP, LEASED, LN, META, PIN, PURGE, STATE_KEY, D, DaRow, IxRow, State, u64
+from casstore.rows import (
+    DA,
+    DATA_IDS_RESERVED,
+    GONE,
+    IX,
+    KN,
+    KP,
+    LEASED,
+    LN,
+    META,
+    PIN,
+    PURGE,
+    STATE_KEY,
+    D,
+    DaRow,
+    IxRow,
+    State,
+    u64,
+)
 from casstore.testing import FakeRoots
 
 A, B = "flow.step.a", "flow.step.b"
@@ -140,7 +158,7 @@ DAMAGES: dict[str, tuple[Callable[[Any, dict[str, ArtifactId]], Any], set[str], 
         lambda t, m: (t.delete(DA, kept_key(t)), t.put(PURGE, kept_key(t), b"")),
         {"corrupt", "missing_base", "wrong_kept"}, "delta",
     ),
-    "a base of what is no delta": (change_record("zstd", base=1), {"wrong_base"}, "zstd"),
+    "a base of what is no delta": (change_record("zstd", base=DATA_IDS_RESERVED), {"wrong_base"}, "zstd"),
     "a base is damaged": (
         lambda t, m: t.put(D, kept_key(t) + bytes(4), bytes(len(t.get(D, kept_key(t) + bytes(4))))),
         {"corrupt", "corrupt_base"}, "delta",

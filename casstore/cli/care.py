@@ -128,7 +128,8 @@ def register(cli: click.Group) -> None:
                        f" and {shown_size(found.kept_bytes)} kept for deltas")  # fmt: skip
             click.echo(f"store file    {shown_size(found.file_bytes)}, {found.pages_free} of"
                        f" {found.pages_free + found.pages_used} pages free")  # fmt: skip
-            click.echo(f"readers       {found.readers}, the oldest snapshot {counted(found.reader_lag_commits, 'commit')} old")
+            lag = counted(found.reader_lag_commits, "commit")
+            click.echo(f"readers       {found.readers}, the oldest snapshot {lag} old")
             click.echo(f"journal file  {shown_size(journal_bytes)}, {runs} runs, {events} events")
             click.echo(f"collected     {found.gone} artifacts in {found.gcs} gcs")
             for kind, (count, raw) in found.by_kind.items():

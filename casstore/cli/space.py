@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from casstore.cli.options import Out, command, has_journal, open_both, open_store, shown_size
+from casstore.cli.options import (
+    EXIT_STOPPED,
+    Duration,
+    Out,
+    command,
+    counted,
+    has_journal,
+    open_both,
+    open_store,
+    shown_size,
+)
+from casstore.reports import CompactReport
 
 
 def register(cli: click.Group) -> None:
     """Add the commands to the group."""
 
     @command(cli, "compact")
-    def compact(home: Path, out: Out) -> None:
+    @click.option(
+        "--reencode/--no-reencode", default=True, show_default=True,
+        help="Before that, find smaller encodings: away from collected bases, with dictionaries.",
+    )
+    @click.option("--max-time", type=Duration(), help="Stop the re-encoding after so long, as 30s; the copy follows.")
+    @click.option("--max-bytes", type=click.IntRange(min=0), help="Stop it once so many raw bytes were encoded.")
+    @click.pass_context
+    def compact(
+        ctx: click.Context, home: Path, out: Out, reencode: bool, max_time: int | None, max_bytes: int | None
+    ) -> None:
         """Give the space that gc freed back to the file system. Others may go on reading and writing.
 
         It needs room for a second copy of what is used, and the old file goes once nobody reads from it any more.
+        Where a limit stopped the re-encoding (exit code 4), the next compact goes on with it.
         """
         with open_store(home, read_only=False) as store:
-            report = store.compact()
-        document = {
-            "before_bytes": report.before_bytes, "after_bytes": report.after_bytes,
-            "returned_bytes": report.returned_bytes,
-        }  # fmt: skip
-        back = (
-            f"the file system has {shown_size(report.returned_bytes)} back" if report.returned_bytes
-            else "there was nothing to give back"
-        )  # fmt: skip
-        line = f"{shown_size(report.before_bytes)} before, {shown_size(report.after_bytes)} now: {back}"
-        out.document(document, lambda: click.echo(line))
+            report = store.compact(reencode=reencode, max_time=max_time, max_bytes=max_bytes)
+        document = {**asdict(report), "trained": list(report.trained), "returned_bytes": report.returned_bytes}
+        out.document(document, lambda: click.echo(_shown(report)))
+        if report.stopped:
+            ctx.exit(EXIT_STOPPED)
 
     @command(cli, "backup")
     @click.argument("dest", type=click.Path(path_type=Path))
@@ -61,3 +77,21 @@ def register(cli: click.Group) -> None:
             name = store.train(kind)
         text = f"{name}  dictionary/{kind}" if name else f"too few small artifacts of kind {kind}, or it would not help"
         out.document({"kind": kind, "dictionary": str(name) if name else None}, lambda: click.echo(text))
+
+
+def _shown(report: CompactReport) -> str:
+    """One line for the file, and one for each thing that the re-encoding did."""
+    lines = [f"{shown_size(report.before_bytes)} before, {shown_size(report.after_bytes)} now"]
+    if report.freed_bytes:
+        lines.append(
+            f"{counted(report.rebased, 'delta')} moved, {shown_size(report.freed_bytes)} of collected bases freed"
+        )
+    lines += (f"dictionary trained for {kind}" for kind in report.trained)
+    if report.condensed:
+        saved = shown_size(report.condensed_bytes)
+        lines.append(f"{counted(report.condensed, 'small artifact')} with a dictionary, {saved} saved")
+    if report.skipped:
+        lines.append(f"{counted(report.skipped, 'artifact')} damaged and left alone: casstore verify")
+    if report.stopped:
+        lines.append(f"re-encoding stopped ({report.stopped}): the next compact goes on")
+    return "\n".join(lines)
