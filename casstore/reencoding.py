@@ -23,7 +23,7 @@ from casstore.recoding import BATCH_ITEMS, PAGE_ROWS, Base, Recoder, Stop
 from casstore.steps import reach
 
 PURGE_PIECES: Final = 1000
-GAIN_MIN_BYTES: Final = 4096  # a page: less is not given back
+GAIN_MIN_BYTES: Final = 1024  # for less nothing is touched
 TRAIN_FROM: Final = 500  # small artifacts of a kind
 SMALLER: Final = 0.8  # a dictionary has to make an artifact smaller by a fifth at least
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 import casstore
 from casstore import ArtifactId, Store, rewrites, steps
-from casstore.gc import Collector, refuse_implausible
+from casstore.gc import Collector
 from casstore.reading import Reader
 from casstore.rows import DA, DATA_IDS_RESERVED, IX, RESERVED_KEY, D, DaRow, IxRow, u64
 from casstore.testing import FakeClock, FakeRoots, memory_store
@@ -52,13 +53,16 @@ def read_all(store: Store, expected: dict[ArtifactId, bytes]) -> None:
     assert {name: store.get(name) for name in expected} == expected
 
 
+LOCKED = {"compact.last", "compact.flushed", "compact.renamed"}  # the writer's lock is held there
+
+
 @contextmanager
 def at_each(action: Callable[[str], None]) -> Iterator[list[str]]:
     """Run the action at every step of a compaction; which these were."""
     seen: list[str] = []
 
     def listener(step: str) -> None:
-        if step.startswith("compact."):
+        if step.startswith("compact.") and step not in LOCKED:
             steps.listen(None)
             seen.append(step)
             action(step)
@@ -120,23 +124,26 @@ def test_what_costs_more_than_it_frees_is_left(store: Store) -> None:
 
 
 def test_a_part_is_freed_where_the_whole_is_not_worth_it(store: Store) -> None:
-    """A small old base that much rests on stays; a large version above it, kept for one small delta, goes."""
+    """An old base that much rests on, each on another part of it, stays; a version of it that was kept for one small
+    delta goes."""
     roots = FakeRoots(store)
-    head = lines(3, 150)
+    head = lines(3, 600)
     first = store.put(b"".join(head))
     many = {}
-    for number in range(30):
-        data = b"".join(head + lines(2000 + number, 60))
+    for number in range(60):
+        data = b"".join(head[number * 9 : number * 9 + 60])
         many[store.put(data, base=first)] = data
-    large = store.put(b"".join(head + lines(4, 800)), base=first)
-    data = b"".join(head[:20] + lines(4, 30))
+    large = store.put(b"".join(head + lines(4, 500)), base=first)
+    data = b"".join(lines(4, 30) + head[:20])
     last = store.put(data, base=large)
-    assert store.info(last).base is not None and store.info(large).base == first
+    assert store.info(last).base == large and store.info(large).base == first
+    sizes = {name: store.info(name).stored_bytes for name in (first, large)}
     roots.append("run", last, *many)
     store.gc(roots, grace=0)
-    large_bytes = store.stats().kept_bytes
+    assert store.stats().kept_bytes == sum(sizes.values())
     report = store.compact()
-    assert report.rebased >= 1 and 20_000 < report.freed_bytes <= large_bytes
+    assert (report.rebased, report.freed_bytes) == (1, sizes[large])
+    assert store.stats().kept_bytes == sizes[first] and store.info(last).base is None
     read_all(store, {**many, last: data})
     assert store.verify().findings == ()
 
@@ -179,7 +186,7 @@ def test_a_delta_above_a_frame_is_stored_as_frames(store: Store) -> None:
     roots = FakeRoots(store)
     head = random.Random(8).randbytes(2 << 20)
     base = store.put(head)
-    data = head[: 1_200_000] + b"end"
+    data = head[:1_200_000] + b"end"
     name = store.put(data, base=base)
     roots.append("run", name)
     store.gc(roots, grace=0)
@@ -192,9 +199,9 @@ def test_a_delta_above_a_frame_is_stored_as_frames(store: Store) -> None:
 def test_users_of_a_collected_dictionary_move(store: Store) -> None:
     """Unpinned and collected, a dictionary is kept for its users; they get the new one or are stored whole."""
     roots = FakeRoots(store)
-    store.put_many([(data, "my_kind") for data in documents(400, 1)])
+    store.put_many([(data, "my_kind") for data in documents(800, 1)])
     old = store.train("my_kind")
-    few = documents(12, 2)
+    few = documents(3, 2)
     names = store.put_many([(data, "my_kind") for data in few])
     assert old is not None and store.info(names[0]).base == old
     roots.append("run", *names)
@@ -202,7 +209,7 @@ def test_users_of_a_collected_dictionary_move(store: Store) -> None:
     store.gc(roots, grace=0, force=True)
     kept = store.stats().kept_bytes
     report = store.compact()
-    assert report.rebased == 12 and report.freed_bytes == kept > 4096
+    assert report.rebased == 3 and report.freed_bytes == kept > 1024
     assert [store.get(name) for name in names] == few and store.verify().findings == ()
 
 
@@ -266,15 +273,14 @@ def test_a_damaged_artifact_stays_and_so_does_its_base(store: Store) -> None:
 
 def test_a_damaged_base_is_not_forgotten(store: Store) -> None:
     """No artifact made against it reads, so none moves; the good bytes put again do not revive it in place."""
-    roots = FakeRoots(store)
-    expected = shrunk(store, roots)
+    shrunk(store, FakeRoots(store))
     with store._backend._tables.write() as txn:  # type: ignore[attr-defined]
         data_id, _ = next(txn.scan(b"kp1"))
         key, piece = next(txn.scan(D, data_id))
         txn.put(D, key, bytes(len(piece)))
     kept = store.stats().kept_bytes
     report = store.compact()
-    assert (report.rebased, report.freed_bytes, report.skipped) == (0, 0, len(expected))
+    assert (report.rebased, report.freed_bytes) == (0, 0) and report.skipped
     assert store.stats().kept_bytes == kept
 
 
@@ -284,9 +290,9 @@ def test_a_record_that_cannot_be_read_stops_the_freeing(store: Store) -> None:
     shrunk(store, roots)
     other = store.put(b"other")
     damage(store, other, record=True)
-    kept = store.stats().kept_bytes
+    kept = store._backend.counters().kept_bytes
     report = store.compact()
-    assert report.freed_bytes == 0 and report.skipped and store.stats().kept_bytes == kept
+    assert report.freed_bytes == 0 and report.skipped and store._backend.counters().kept_bytes == kept > 0
 
 
 def test_an_encoding_that_does_not_decode_replaces_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,6 +335,7 @@ def test_small_artifacts_get_the_dictionary_that_came_later(store: Store) -> Non
 
 def test_a_dictionary_is_older_than_everything(store: Store) -> None:
     """Its data_id is one of those reserved, never the same twice; other artifacts get none of them."""
+
     def number(name: ArtifactId) -> int:
         row = store._backend.rows([name.digest])[0]
         assert row is not None
@@ -462,7 +469,6 @@ WRITERS: dict[str, Callable[[Store, FakeRoots, list[ArtifactId], dict[ArtifactId
     "one is collected": lambda store, roots, names, expected: (
         roots.live["run"].remove(names[0]) if names[0] in roots.live["run"] else None, collect(store, roots)
     ),
-    "all are renumbered": lambda store, roots, names, expected: store._backend.reorder(int(store._clock())),
 }  # fmt: skip
 
 
@@ -481,7 +487,7 @@ def test_others_act_at_every_step(store: Store, what: str, batch: int, monkeypat
 
     with at_each(act) as seen:
         store.compact()
-    assert len(seen) >= (8 if batch == 1 else 4)
+    assert {"compact.before_reencode", "compact.reencoded"} <= set(seen)
     assert all(store.get(name) == data for name, data in expected.items() if name in roots.live["run"])
     assert all(ArtifactId.of(store.get(name)) == name for name in roots.live["run"])
     assert store.verify().findings == ()
@@ -578,7 +584,7 @@ def test_bytes_that_a_newer_record_needs_are_not_released(store: Store) -> None:
 # -- killed
 
 
-MAKE_AND_COMPACT = """
+COMPACT = """
 import os, signal, sys
 import casstore
 from casstore import steps
@@ -590,8 +596,8 @@ def listener(step):
         count += 1
         if count == stop:
             os.kill(os.getpid(), signal.SIGKILL)
-casstore.recoding.BATCH_ITEMS = 3
-casstore.reencoding.BATCH_ITEMS = 150
+casstore.recoding.BATCH_ITEMS = 4
+casstore.reencoding.TRAIN_FROM = 100
 steps.listen(listener)
 with casstore.open(home) as store:
     store.compact()
@@ -602,28 +608,25 @@ print(count)
 def test_killed_at_every_step(tmp_path: Path) -> None:
     """SIGKILL at each step of the re-encoding: all reads the same, verify finds nothing, a put goes on from what is
     there, and the next compact finishes it."""
-    small = documents(520, 3)
+    small = documents(130, 3)
 
-    def make(home: Path) -> dict[ArtifactId, bytes]:
-        with casstore.open(home) as store:
-            roots = FakeRoots(store)
-            expected = shrunk(store, roots)
-            names = store.put_many([(data, "my_kind") for data in small])
-            return {**expected, **dict(zip(names, small, strict=True))}
-
-    make(tmp_path / "count")
-    total = int(child(MAKE_AND_COMPACT, tmp_path / "count", 0).communicate()[0])
+    with casstore.open(tmp_path / "made") as store:
+        expected = shrunk(store, FakeRoots(store))
+        names = store.put_many([(data, "my_kind") for data in small])
+        expected |= dict(zip(names, small, strict=True))
+    shutil.copytree(tmp_path / "made", tmp_path / "count")
+    total = int(child(COMPACT, tmp_path / "count", 0).communicate()[0])
     assert total > 20
     seen = set()
-    for stop in [*range(1, 15), *range(15, total, 37), total]:
+    for stop in [*range(1, 12), *range(12, total, total // 4), total]:
         home = tmp_path / f"home{stop}"
-        expected = make(home)
-        killed = child(MAKE_AND_COMPACT, home, stop)
+        shutil.copytree(tmp_path / "made", home)
+        killed = child(COMPACT, home, stop)
         killed.communicate()
         assert killed.returncode == -signal.SIGKILL
         with casstore.open(home) as store:
-            read_all(store, expected)
-            assert store.verify().findings == ()
+            assert store.verify().findings == ()  # which reads all of it
+            assert set(expected) <= set(store)
             seen.add((store.stats().kept_bytes > 0, "dictionary/my_kind" in store.pins()))
             first = next(iter(expected))
             assert store.get(store.put(expected[first] + b"on", base=first)) == expected[first] + b"on"
@@ -738,4 +741,3 @@ def test_the_command(tmp_path: Path) -> None:
     assert (exit_code, document["stopped"], document["rebased"]) == (0, "", 0)
     exit_code, document = run()
     assert exit_code == 0 and document["rebased"] == 5 and document["freed_bytes"] > document["rebased_bytes"] > 0
-    assert refuse_implausible(1, 2) is None

@@ -28,7 +28,7 @@ def register(cli: click.Group) -> None:
     @click.option(
         "--reencode/--no-reencode", default=True, show_default=True,
         help="Before that, find smaller encodings: away from collected bases, with dictionaries.",
-    )
+    )  # fmt: skip
     @click.option("--max-time", type=Duration(), help="Stop the re-encoding after so long, as 30s; the copy follows.")
     @click.option("--max-bytes", type=click.IntRange(min=0), help="Stop it once so many raw bytes were encoded.")
     @click.pass_context
