@@ -23,6 +23,7 @@ from casstore.errors import (
     StoreError,
     StoreFull,
 )
+from casstore.hints import Hints
 from casstore.ids import ArtifactId
 from casstore.items import PreparedPut, PutItem, links_of
 from casstore.processes import current_process
@@ -59,6 +60,7 @@ class Writer:
         self._backend, self._reader, self._recent, self._stage = backend, reader, recent, stage
         self._clock = clock
         self._quota, self._path = quota, path
+        self._hints = Hints()
         self._dictionaries: dict[str, bytes] = {}
         self._until_look = 0
         self._map_room = 0
@@ -120,6 +122,8 @@ class Writer:
                 continue
             digests = [blake3(item.data).digest() for item in batch]
             self._write(self._prepare_all(batch, digests), batch, lease)
+            for item, digest in zip(batch, digests, strict=True):
+                self._remember(item, digest)
             ids.extend(map(ArtifactId, digests))
         self._flush(True)
         return ids
@@ -139,11 +143,22 @@ class Writer:
             if progress:
                 progress(len(first))
             return self.put(PutItem(data=first, kind=kind), lease=lease, durable=durable)
-        rest = _rest_of(first, source)
+        head = blake3(first).digest()  # stands for the whole, which is not read yet
+        hint = self._hints.find(head, kind, first)
+        if hint is not None:
+            first += _read_up_to(source, DELTA_RAW_MAX + 1 - len(first))
+            done = self._put_alike(PutItem(data=first, kind=kind), hint, lease, durable)
+            if done is not None:
+                self._hints.keep(head, done.digest)
+                if progress:
+                    progress(len(first))
+                return done
         try:
-            return self._upload(rest, kind, (), lease, progress, durable)
+            name = self._upload(_rest_of(first, source), kind, (), lease, progress, durable)
         except UploadLost as error:
             raise StoreError(_UPLOAD_LOST) from error
+        self._hints.keep(head, name.digest)
+        return name
 
     # -- inside
 
@@ -208,21 +223,42 @@ class Writer:
         self._until_look = 0
 
     def _delta(self, item: PutItem, digest: bytes, links: tuple[bytes, ...]) -> NewArtifact | None:
-        found = self._base(item)
+        if len(item.data) > DELTA_RAW_MAX:
+            return None
+        hint = self._hints.find(digest, item.kind, item.data) if item.base is None else item.base.digest
+        found = None if hint is None else self._base(item, hint)
         if found is None:
             return None
         base_digest, base, chain = found
         encoded = codec.encode(item.data, base)
+        if item.base is None and base_digest == hint:  # else it was too far back in the chain
+            self._hints.tell(item.kind, helped=codec.is_delta(encoded.codec))
         if not codec.is_delta(encoded.codec):
             return None
         return _encoded(item, digest, links, encoded, base_digest, chain)
 
-    def _base(self, item: PutItem) -> tuple[bytes, bytes, int] | None:
+    def _put_alike(self, item: PutItem, hint: bytes, lease: str | None, durable: bool) -> ArtifactId | None:
+        """A new stream that turned out to be short enough, as a delta, where that helps."""
+        digest = blake3(item.data).digest()
+        found = self._base(item, hint) if self._backend.rows([digest])[0] is None else None
+        if found is None:
+            return None
+        encoded = codec.encode(item.data, found[1])
+        delta = codec.is_delta(encoded.codec)
+        if found[0] == hint:
+            self._hints.tell(item.kind, helped=delta)
+        if not delta or not self._try(_encoded(item, digest, (), encoded, found[0], found[2]), lease):
+            return None
+        self._recent.add(digest, item.data)
+        self._flush(durable)
+        return ArtifactId(digest)
+
+    def _base(self, item: PutItem, hint: bytes) -> tuple[bytes, bytes, int] | None:
         """(digest, bytes, chain of the new artifact) of the base to use: the one on the hint's base walk whose
         number is n with its lowest digit, in base 4, made smaller by one."""
-        if item.base is None or len(item.data) > DELTA_RAW_MAX:
+        if len(item.data) > DELTA_RAW_MAX:
             return None
-        walk = self._base_walk(item.base.digest)
+        walk = self._base_walk(hint)
         if not walk:
             return None
         chain = walk[0][2] + 1
@@ -329,8 +365,7 @@ class Writer:
                 tries += 1
                 if tries == UPLOAD_TRIES:
                     raise StoreError(_UPLOAD_LOST) from error
-        if item.kind == "context_snapshot":
-            self._recent.add(digest, item.data)
+        self._remember(item, digest)
         self._flush(durable)
         return ArtifactId(digest)
 
@@ -412,7 +447,7 @@ class Writer:
 
     def _remember(self, item: PutItem, digest: bytes) -> None:
         """What a later version may be a delta of is kept at hand."""
-        if item.base is not None or item.kind == "context_snapshot":
+        if self._hints.keep(digest) or item.base is not None or item.kind == "context_snapshot":
             self._recent.add(digest, item.data)
 
     def _flush(self, durable: bool) -> None:
