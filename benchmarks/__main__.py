@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.measure import RESULTS, Results, machine
-from benchmarks.options import Options, say
+from benchmarks.options import Options, parse_size, say
 from benchmarks.report import tables
 
 WORKLOADS: Final = ("steps", "runs", "objects", "append", "recover", "bases", "files")
@@ -27,13 +27,14 @@ def main() -> int:
     parser.add_argument("--only", default="", help="these peers, by name, with commas")
     parser.add_argument("--cases", default="", help="these cases, by the beginning of their names, with commas")
     parser.add_argument("--dir", type=Path, help="on which file system (by default the one of temporary files)")
+    parser.add_argument("--size", type=parse_size, default=0, help="files: how large, as 3GiB")
     given = parser.parse_args()
     if given.what == "check":
         from benchmarks.check import check
 
         return check(given.json)
     options = Options(quick=given.quick, rounds=given.rounds, only=_names(given.only), cases=_names(given.cases),
-                      where=given.dir)  # fmt: skip
+                      where=given.dir, size=given.size)  # fmt: skip
     results = Results(machine(given.dir))
     if results.machine["filesystem"] in MEMORY_FILESYSTEMS:
         say("warning: this file system is in memory, flushes cost nothing there (--dir chooses another one)")

@@ -14,12 +14,11 @@ import json
 import multiprocessing
 import pstats
 import tempfile
-import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import casstore
+from benchmarks.memory import MemoryWatch
 from casstore.testing import FakeRoots
 
 CHUNK = 2000
@@ -39,7 +38,7 @@ def collect(home: str, names: list[str], profile: bool, out: Any) -> None:
     with casstore.open(home) as store:
         roots = FakeRoots(store)
         roots.append("run", *map(casstore.ArtifactId.parse, names))
-        before, watch = _anonymous(), _Watch()
+        watch = MemoryWatch()
         profiler = cProfile.Profile()
         if profile:
             profiler.enable()
@@ -47,39 +46,14 @@ def collect(home: str, names: list[str], profile: bool, out: Any) -> None:
         report = store.gc(roots, grace=0)
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu
         profiler.disable()
-        peak = watch.stop()
+        peak, more = watch.stop()
         if profile:
             pstats.Stats(profiler).sort_stats("tottime").print_stats(30)
         out.append({
             "removed": len(report.removed), "live": report.live, "batches": report.batches,
-            "seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "anonymous_mb": round((peak - before) / 1e6, 1),
+            "seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "anonymous_mb": round(more / 1e6, 1),
             "anonymous_total_mb": round(peak / 1e6, 1),
         })  # fmt: skip
-
-
-class _Watch:
-    """Looks at the process's anonymous memory every few milliseconds."""
-
-    def __init__(self) -> None:
-        self._peak, self._done = 0, threading.Event()
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
-
-    def _look(self) -> None:
-        while not self._done.wait(0.01):
-            self._peak = max(self._peak, _anonymous())
-
-    def stop(self) -> int:
-        self._done.set()
-        self._thread.join()
-        return self._peak
-
-
-def _anonymous() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def main() -> None:
