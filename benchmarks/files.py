@@ -2,7 +2,8 @@
 
 Each is done in a process of its own, which says how much memory it took beyond what it had before. `half` is text that
 compresses to about a half, `random` what does not compress. Reading back is compared by hash. Ranges count the frames
-that are decoded for each.
+that are decoded for each. "mib cpu" is MiB for each second of processor time, which other work on the machine blurs
+less.
 """
 
 from __future__ import annotations
@@ -128,12 +129,14 @@ def measure_file(peer: type[FilePeer], home: Path, number: int, *, source: Path)
     """Seconds for a MiB in and out, the memory that a child took for it, and for ours ranges."""
     size = source.stat().st_size
     expected_hash(source)  # both find the file in memory, where it fits
-    put_s, put_bytes, key = child("put", peer.name, source, home)
-    read_s, read_bytes, found = child("read", peer.name, home, key)
+    put_s, put_cpu_s, put_bytes, key = child("put", peer.name, source, home)
+    read_s, read_cpu_s, read_bytes, found = child("read", peer.name, home, key)
     if found != expected_hash(source):
         raise AssertionError(f"{peer.name}: what was read back differs")
+    mib = size / (1 << 20)
     samples: Samples = {
-        "put_mib_per_s": size / put_s / (1 << 20), "read_mib_per_s": size / read_s / (1 << 20),
+        "put_mib_per_s": mib / put_s, "put_mib_cpu_per_s": mib / put_cpu_s,
+        "read_mib_per_s": mib / read_s, "read_mib_cpu_per_s": mib / read_cpu_s,
         "put_memory_bytes": put_bytes, "read_memory_bytes": read_bytes,
     }  # fmt: skip
     if peer is OursFiles:
@@ -171,7 +174,7 @@ def verdicts(results: Results, case: str) -> list[str]:
     """Whether the targets hold, by the median of the rounds' ratios."""
     found = {(row.peer, row.round): row.samples for row in results.rows if (row.workload, row.case) == (WORKLOAD, case)}
     lines = []
-    for metric in ("put_mib_per_s", "read_mib_per_s"):
+    for metric in ("put_mib_per_s", "put_mib_cpu_per_s", "read_mib_per_s", "read_mib_cpu_per_s"):
         ratios = sorted(
             samples[metric][0] / found["floor", number][metric][0]
             for (peer, number), samples in found.items() if peer == OURS and ("floor", number) in found
@@ -204,22 +207,22 @@ def _hash_of(opened: Callable[[], BinaryIO | io.BufferedIOBase]) -> str:
     return hasher.hexdigest()
 
 
-def child(what: str, peer: str, *arguments: object) -> tuple[float, int, str]:
-    """Do it in a process of its own: seconds, bytes of memory beyond what it had, and the answer."""
+def child(what: str, peer: str, *arguments: object) -> tuple[float, float, int, str]:
+    """Do it in a process of its own: seconds, those of the processor, bytes of memory beyond what it had, answer."""
     line = [sys.executable, "-m", "benchmarks.files", what, peer, *map(str, arguments)]
     done = subprocess.run(line, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
-    took_s, memory_bytes, answer = json.loads(done.stdout)
-    return took_s, memory_bytes, answer
+    took_s, cpu_s, memory_bytes, answer = json.loads(done.stdout)
+    return took_s, cpu_s, memory_bytes, answer
 
 
 def main() -> None:
     """What `child` runs."""
     what, peer, first, second = sys.argv[1:]
-    watch, begun = MemoryWatch(), time.perf_counter()
+    watch, begun, busy = MemoryWatch(), time.perf_counter(), time.process_time()
     chosen = PEERS[peer]
     answer = chosen.put(Path(first), Path(second)) if what == "put" else chosen.read(Path(first), second)
-    took_s = time.perf_counter() - begun
-    print(json.dumps([took_s, watch.stop()[1], answer]))
+    took_s, cpu_s = time.perf_counter() - begun, time.process_time() - busy
+    print(json.dumps([took_s, cpu_s, watch.stop()[1], answer]))
 
 
 if __name__ == "__main__":

@@ -182,6 +182,25 @@ class Reader:
         except _MovedOnError as error:
             raise self.missing(digest) from error
 
+    def frame(
+        self, digest: bytes, framed: FramedReader | None, start: int, stop: int
+    ) -> tuple[FramedReader | None, bytes]:
+        """Bytes [start, stop), which are one frame, and what reads others of the same artifact with fewer looks.
+
+        Raises: NotFound, Collected, Corrupt.
+        """
+        for _ in range(2):
+            try:
+                if framed is None:
+                    head = self.head(digest)
+                    if head.codec != codec.Codec.FRAMES:
+                        return None, self.get(digest)[start:stop]
+                    framed = FramedReader(self._backend, head, digest)
+                return framed, framed.frames(start, stop)[0]
+            except _MovedOnError:
+                framed = None  # collected, and perhaps put again: look where it is now
+        raise self.missing(digest)
+
     def head(self, digest: bytes) -> Stored:
         """How an artifact is kept, without its bytes. One that is staged has the data_id 0."""
         chain = self._backend.load(digest, _always)
@@ -273,6 +292,18 @@ class ArtifactReader(io.RawIOBase):
 
     def __init__(self, reader: Reader, digest: bytes, size: int) -> None:
         self._reader, self._digest, self._size, self._at = reader, digest, size, 0
+        self._framed: FramedReader | None = None
+        self._last = (-1, b"")
+
+    def _frame(self) -> bytes:
+        """The raw frame at the place. It is remembered, and so is the table."""
+        number = self._at // frames.FRAME_SIZE
+        if self._last[0] != number:
+            start = number * frames.FRAME_SIZE
+            stop = min(start + frames.FRAME_SIZE, self._size)
+            self._framed, data = self._reader.frame(self._digest, self._framed, start, stop)
+            self._last = number, data
+        return self._last[1]
 
     def readable(self) -> bool:
         return True
@@ -292,7 +323,10 @@ class ArtifactReader(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")
-        data = self._reader.get_range(self._digest, self._at, len(view))
+        if self._at >= self._size or not view:
+            return 0
+        start = self._at % frames.FRAME_SIZE  # and to the end of that frame at most
+        data = memoryview(self._frame())[start : start + len(view)]
         view[: len(data)] = data
         self._at += len(data)
         return len(data)

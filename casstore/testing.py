@@ -346,6 +346,8 @@ def a_reader_sees_old_bytes_or_collected(factory: Factory) -> None:
         assert readers[0].read() == small
         readers[1].seek(2 << 20)
         _raises(Collected, readers[1].read)
+        store.put_file(io.BytesIO(large))
+        assert readers[1].read() == large[2 << 20 :]
 
 
 def prefixes_resolve(factory: Factory) -> None:

@@ -29,12 +29,13 @@ from casstore.items import PreparedPut, PutItem, links_of
 from casstore.processes import current_process
 from casstore.reading import Reader
 from casstore.recent import RecentBytes
-from casstore.rows import PIECE_SIZE
+from casstore.rows import PIECE_SIZE, piece_count
 from casstore.stage import Stage, Staged
 from casstore.steps import reach
 
 CHAIN_MAX: Final = (1 << 10) - 1  # five digits of base 4: read through at most 15 deltas
 BATCH_BYTES: Final = 4 << 20
+UPLOAD_BYTES: Final = 6 << 20  # of a large artifact in one transaction: each is a flush
 BATCH_ITEMS: Final = 2000
 LOOK_EVERY_PUTS: Final = 1000
 THREADS_FROM_BYTES: Final = 16 << 10  # of an item on average: below, handing it over costs more than it saves
@@ -412,17 +413,17 @@ class Writer:
         reach("upload.opened")
         try:
             hasher, table, raw_len = blake3(), frames.FrameTable(), 0
-            pieces = _PieceWriter(backend, upload, self.check_room)
-            for raw, (entry, stored) in _encoded_ahead(raw_frames()):
-                hasher.update(raw)
-                raw_len += len(raw)
-                table.entries.append(entry._replace(offset=pieces.stored_len))
-                pieces.write(stored)
-                if progress:
-                    progress(len(raw))
-            packed, seal = table.pack()
-            pieces.write(packed)
-            pieces.flush()
+            with _PieceWriter(backend, upload, self.check_room) as pieces:
+                for raw, (entry, stored) in _encoded_ahead(raw_frames()):
+                    hasher.update(raw)
+                    raw_len += len(raw)
+                    table.entries.append(entry._replace(offset=pieces.stored_len))
+                    pieces.write(stored)
+                    if progress:
+                        progress(len(raw))
+                packed, seal = table.pack()
+                pieces.write(packed)
+                pieces.flush()
             digest = hasher.digest()
             row = backend.rows([digest])[0]
             heal = row is not None and not self._reader.is_sound(digest)
@@ -504,32 +505,53 @@ def _encoded_ahead(raw_frames: Iterator[bytes]) -> Iterator[tuple[bytes, tuple[f
 
 
 class _PieceWriter:
-    """Cuts a stream of stored bytes into pieces of one page and writes them some MiB at a time."""
+    """Cuts a stream of stored bytes into pieces of one page. A thread of its own writes them some MiB at a time, so
+    that what comes next is read, hashed and encoded while a commit is flushed; one batch is on its way."""
 
     def __init__(self, backend: BlobBackend, upload: int, check_room: Callable[[int], None]) -> None:
         self._backend, self._upload, self._check_room = backend, upload, check_room
-        self._buffer = bytearray()
-        self._piece = 0
+        self._parts: list[bytes] = []
+        self._size = self._piece = 0
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._sent: Future[None] | None = None
         self.stored_len = 0
 
+    def __enter__(self) -> _PieceWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
     def write(self, data: bytes) -> None:
-        self._buffer += data
+        self._parts.append(data)
+        self._size += len(data)
         self.stored_len += len(data)
-        if len(self._buffer) >= BATCH_BYTES:
-            self._send(len(self._buffer) // PIECE_SIZE * PIECE_SIZE)
+        if self._size >= UPLOAD_BYTES:
+            self._send(self._size // PIECE_SIZE * PIECE_SIZE)
 
     def flush(self) -> None:
-        self._send(len(self._buffer))
+        """Until everything is written. Raises: what a write of it raised."""
+        self._send(self._size)
+        self._wait()
+
+    def _wait(self) -> None:
+        sent, self._sent = self._sent, None
+        if sent is not None:
+            sent.result()
 
     def _send(self, size: int) -> None:
         if not size:
             return
-        data = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        pieces = [data[at : at + PIECE_SIZE] for at in range(0, size, PIECE_SIZE)]
+        data = b"".join(self._parts)
+        self._parts, self._size = [data[size:]], len(data) - size
+        self._wait()
         self._check_room(size)
-        self._backend.upload_write(self._upload, self._piece, pieces)
-        self._piece += len(pieces)
+        self._sent = self._thread.submit(self._commit, self._piece, data, size)
+        self._piece += piece_count(size)
+
+    def _commit(self, first: int, data: bytes, size: int) -> None:
+        pieces = [data[at : min(at + PIECE_SIZE, size)] for at in range(0, size, PIECE_SIZE)]
+        self._backend.upload_write(self._upload, first, pieces)
         reach("upload.piece")
 
 

@@ -23,7 +23,8 @@ PUBLIC = {
 }  # fmt: skip
 PURE = {
     "casstore.car", "casstore.codec", "casstore.frames", "casstore.segments", "casstore.values", "casstore.ids",
-    "casstore.items", "casstore.marks", "casstore.policies", "casstore.times", "casstore.varints",
+    "casstore.items", "casstore.marks", "casstore.policies", "casstore.rebasing", "casstore.similar", "casstore.times",
+    "casstore.varints",
     "journal.events", "journal.event_json", "journal.views", "journal.envelopes", "journal.records",
     "journal.decisions", "journal.domain", "journal.failures", "journal.ids", "journal.storable",
 }  # fmt: skip

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import append, check, flushing, measure, objects, recover, runs, steps
+from benchmarks import append, bases, check, files, flushing, measure, objects, recover, runs, steps
 from benchmarks.data import Context
 from benchmarks.event_peers import EventPeer, FloorEvents, OursEvents, RawLmdbEvents, SqliteEvents
 from benchmarks.measure import Results, Row, better, figure, figures
 from benchmarks.object_peers import Floor, ObjectPeer, OursObjects, SqliteObjects
-from benchmarks.options import Options
+from benchmarks.options import Options, parse_size
 from benchmarks.ours import Ours
 from benchmarks.peers import Peer, RawLmdb, SqliteWal, run_uuid
 from benchmarks.report import tables
@@ -81,6 +81,36 @@ def test_the_layout_is_measured_on_streams_of_the_length_it_says(
     events: int, interleaved: int, tmp_path: Path
 ) -> None:
     assert append.disk_per_event(tmp_path, events, interleaved, 4) > 32  # a digest in every other event at least
+
+
+@pytest.mark.parametrize("case", bases.CASES)
+def test_bases_are_found_in_every_case_and_all_is_read_back(case: str, tmp_path: Path) -> None:
+    found = {}
+    for peer in bases.PEERS:
+        found[peer.name] = bases.measure_bases(peer, tmp_path / peer.name, 0, make=bases.CASES[case], steps=24)
+    assert found["without"]["based"] == 0.0
+    assert found["ours"]["stored_bytes"] <= found["without"]["stored_bytes"]  # type: ignore[operator]
+    if "run" in case:  # those resemble what came before
+        assert found["ours"]["stored_bytes"] < found["without"]["stored_bytes"] / 4  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("content", ["half", "random"])
+def test_files_are_read_as_they_were_put_in_little_memory(content: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    files.write_source(source, (24 << 20) + 17, content)
+    results = Results()
+    for name, peer in files.PEERS.items():
+        (tmp_path / name).mkdir()
+        results.add("files", content, name, 0, **files.measure_file(peer, tmp_path / name, 0, source=source))
+    ours = next(row.samples for row in results.rows if row.peer == measure.OURS)
+    assert ours["put_memory_bytes"][0] < files.MEMORY_TARGET_BYTES
+    assert ours["read_memory_bytes"][0] < files.MEMORY_TARGET_BYTES
+    assert 1 <= ours["frames_a_range"][0] < 1.1
+    assert len(files.verdicts(results, content)) == 6
+
+
+def test_sizes_are_read_with_their_units() -> None:
+    assert [parse_size(text) for text in ("3GiB", "1.5MiB", "4KiB", "17")] == [3 << 30, 3 << 19, 4096, 17]
 
 
 class Forgetful(SqliteWal):
