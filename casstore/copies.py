@@ -6,7 +6,7 @@ put that brings the good bytes finds and heals them all (docs/GC.md, section 2, 
 
 from __future__ import annotations
 
-from casstore.rows import DA, GONE, IX, KP, DaRow, GoneRow, da_earlier, gone_data_id, ix_head, u64
+from casstore.rows import DA, GONE, IX, KP, DaRow, GoneRow, da_earlier, gone_data_id, ix_what, u64
 from casstore.tables import ReadTransaction, WriteTransaction
 
 
@@ -39,7 +39,7 @@ def unlink(t: WriteTransaction, digest: bytes, data_id: int, older: int) -> None
         t.put(GONE, digest, GoneRow.unpack(gone)._replace(data_id=older, until_s=0, names=()).pack())
         return
     row = t.get(IX, digest)
-    at = ix_head(row)[0] if row is not None else _newest(t, digest)
+    at = ix_what(row)[0] if row is not None else _newest(t, digest)
     while at > data_id:
         following = before(t, at)
         if following == data_id:
@@ -53,6 +53,6 @@ def unlink(t: WriteTransaction, digest: bytes, data_id: int, older: int) -> None
 def _newest(t: ReadTransaction, digest: bytes) -> int:
     row = t.get(IX, digest)
     if row is not None:
-        return before(t, ix_head(row)[0])
+        return before(t, ix_what(row)[0])
     gone = t.get(GONE, digest)
     return 0 if gone is None else gone_data_id(gone)

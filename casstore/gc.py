@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from heapq import merge
+from itertools import repeat
 from pathlib import Path
 from typing import Final, final
 
@@ -44,7 +45,9 @@ PAGE_ROWS: Final = 5000
 UPLOAD_ABANDONED_S: Final = 7 * 86400
 
 
-_PLAIN: Final = {verdict: Decision(verdict) for verdict in Verdict}
+_SPARE: Final = Decision(Verdict.SPARE)
+_DELETE: Final = Decision(Verdict.DELETE)
+_KEEP_BYTES: Final = Decision(Verdict.KEEP_BYTES)
 
 
 @final
@@ -396,11 +399,12 @@ class Collector:
 
     def _candidates(self, data_ids: Sequence[int]) -> list[Candidate]:
         """Whose they are stands with their bytes. A look decides nothing here: the sweep compares again."""
-        found: list[Candidate] = []
-        for data_id, known in zip(data_ids, self._backend.digests(data_ids), strict=True):
-            digest = known if known is not None else self._search_lost(data_id)
-            found.append(Candidate(data_id, digest, data_id in self._kept))
-        return found
+        digests = [
+            digest if digest is not None else self._search_lost(data_id)
+            for data_id, digest in zip(data_ids, self._backend.digests(data_ids), strict=True)
+        ]
+        kept = map(self._kept.__contains__, data_ids) if self._kept else repeat(False)
+        return list(map(Candidate, data_ids, digests, kept))
 
     def _search_lost(self, data_id: int) -> bytes:
         """The digest of a row whose bytes' record is lost: a damaged artifact can be collected too."""
@@ -425,8 +429,10 @@ class Collector:
         """The verdict on a candidate. One that goes into quarantine needs its bases from now on: they are older, so
         their turn comes later."""
         verdict = self._marks.verdict(candidate)
-        if candidate.kept or verdict is Verdict.SPARE:
-            return _PLAIN[verdict]
+        if verdict is _SPARE.verdict:
+            return _SPARE
+        if candidate.kept or not (self._until_s or self._buried_until_s):
+            return _DELETE if verdict is _DELETE.verdict else _KEEP_BYTES
         until_s = self._until_s
         if candidate.data_id in self._buried.visible:
             until_s = max(until_s, self._buried_until_s)
@@ -434,7 +440,7 @@ class Collector:
             edges = edges_of(candidate.digest)
             self._marks.keep_bytes(candidate.data_id, edges.bases if edges is not None else ())
             return Decision(verdict, until_s)
-        return _PLAIN[verdict]
+        return Decision(verdict)
 
     # -- report
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -240,10 +240,15 @@ class _Listing:
         self._txn = txn
         self._prefixes = {name: bytes((place,)) for place, name in enumerate(names)}
         self.get, self.count, self.scan = txn.get, txn.count, txn.scan
+        self.get_many, self.keys = txn.get_many, txn.keys
 
     def put(self, table: bytes, key: bytes, value: bytes) -> None:
         self._txn.put(CHANGED, self._prefixes[table] + key, b"")
         self._txn.put(table, key, value)
+
+    def put_many(self, table: bytes, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        for key, value in pairs:
+            self.put(table, key, value)
 
     def append(self, table: bytes, key: bytes, value: bytes) -> None:
         self._txn.put(CHANGED, self._prefixes[table] + key, b"")
@@ -252,6 +257,10 @@ class _Listing:
     def delete(self, table: bytes, key: bytes) -> bool:
         self._txn.put(CHANGED, self._prefixes[table] + key, b"")
         return self._txn.delete(table, key)
+
+    def delete_many(self, table: bytes, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self.delete(table, key)
 
 
 Change = tuple[bytes, bytes, bytes | None]

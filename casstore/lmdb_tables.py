@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +72,14 @@ class _LmdbTransaction:
         found: bytes | None = self._txn.get(key, db=self._handles[table])
         return found
 
+    def get_many(self, table: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
+        with self._txn.cursor(db=self._handles[table]) as cursor:
+            found: list[tuple[bytes, bytes]] = cursor.getmulti(keys)
+        if len(found) == len(keys):
+            return [value for _, value in found]
+        there = dict(found)
+        return [there.get(key) for key in keys]
+
     def count(self, table: bytes) -> int:
         entries: int = self._txn.stat(self._handles[table])["entries"]
         return entries
@@ -90,8 +98,17 @@ class _LmdbTransaction:
             if placed:
                 yield from cursor.iterprev()
 
+    def keys(self, table: bytes, start: bytes = b"") -> Iterator[bytes]:
+        with self._txn.cursor(db=self._handles[table]) as cursor:
+            if cursor.set_range(start) if start else cursor.first():
+                yield from cursor.iternext(keys=True, values=False)
+
     def put(self, table: bytes, key: bytes, value: bytes) -> None:
         self._txn.put(key, value, db=self._handles[table])
+
+    def put_many(self, table: bytes, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        with self._txn.cursor(db=self._handles[table]) as cursor:
+            cursor.putmulti(pairs)
 
     def append(self, table: bytes, key: bytes, value: bytes) -> None:
         # LMDB's append stores nothing, without a word, where the key is not the greatest.
@@ -100,3 +117,10 @@ class _LmdbTransaction:
 
     def delete(self, table: bytes, key: bytes) -> bool:
         return bool(self._txn.delete(key, db=self._handles[table]))
+
+    def delete_many(self, table: bytes, keys: Iterable[bytes]) -> None:
+        with self._txn.cursor(db=self._handles[table]) as cursor:
+            place, delete = cursor.set_key, cursor.delete
+            for key in keys:
+                if place(key):
+                    delete()

@@ -28,11 +28,19 @@ class IdSet:
     def __len__(self) -> int:
         return int.from_bytes(self._bits, "little").bit_count()
 
-    def add(self, number: int) -> None:
-        place = number >> 3
-        if place >= len(self._bits):
-            self._bits.extend(bytes(max(place + 1 - len(self._bits), 4096)))
-        self._bits[place] |= 1 << (number & 7)
+    def __bool__(self) -> bool:
+        return bool(self._bits)  # nothing is ever taken out
+
+    def add(self, number: int) -> bool:
+        """Whether it was not there."""
+        place, bit = number >> 3, 1 << (number & 7)
+        bits = self._bits
+        if place >= len(bits):
+            bits.extend(bytes(max(place + 1 - len(bits), 4096)))
+        elif bits[place] & bit:
+            return False
+        bits[place] |= bit
+        return True
 
     def update(self, numbers: Sequence[int]) -> None:
         if numbers:
@@ -77,13 +85,11 @@ class Marks:
                 if edges is None:
                     missing(digest)
                     continue
-                for base in edges.bases:
+                data_id, packed, bases = edges
+                for base in bases:
                     self.bytes.add(base)
-                if edges.data_id in self.visible:
-                    continue
-                self.visible.add(edges.data_id)
-                if edges.packed:
-                    todo.append((edges.packed, 0))
+                if self.visible.add(data_id) and packed:
+                    todo.append((packed, 0))
 
     def keep_bytes(self, data_id: int, bases: Sequence[int]) -> None:
         """The bytes under a data_id, and those that they are made from, stay."""
@@ -92,10 +98,11 @@ class Marks:
 
     def verdict(self, candidate: Candidate) -> Verdict:
         """What to do with a row that the mark, or a later look, did not reach."""
-        if not candidate.kept and candidate.data_id in self.visible:
+        data_id, _, kept = candidate
+        if not kept and data_id in self.visible:
             return Verdict.SPARE
-        if candidate.data_id in self.bytes:
-            return Verdict.SPARE if candidate.kept else Verdict.KEEP_BYTES
+        if data_id in self.bytes:
+            return Verdict.SPARE if kept else Verdict.KEEP_BYTES
         return Verdict.DELETE
 
 

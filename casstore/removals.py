@@ -24,9 +24,9 @@ class Removals(Sequence[Removal]):
 
     def add(self, removed: Iterable[tuple[bytes, int]]) -> None:
         """More, as (digest, raw bytes)."""
-        for digest, size in removed:
-            self._digests += digest
-            self._sizes.append(size)
+        pairs = tuple(removed)
+        self._digests += b"".join([digest for digest, _ in pairs])
+        self._sizes.extend([size for _, size in pairs])
 
     def __len__(self) -> int:
         return len(self._sizes)

@@ -13,7 +13,7 @@ from itertools import islice
 from casstore.backend import NewEncoding, Record
 from casstore.puts import begin, clear_pieces, find, finish, split, touch, write_pieces
 from casstore.rows import DA, KP, DaRow, da_head, from_u64, u64
-from casstore.sweeps import drop_bytes, gone
+from casstore.sweeps import drop_bytes, end_copy, gone
 from casstore.tables import ReadTransaction, WriteTransaction
 
 
@@ -75,10 +75,11 @@ def release(t: WriteTransaction, data_ids: Sequence[int], seen: int) -> list[int
         if digest is None or data is None or data_id in needed:
             continue
         was = gone(t, digest)
-        if was is not None and was.data_id == data_id:
+        if was is not None and was.data_id == data_id and was.until_s:
             continue
         t.delete(KP, key)
-        drop_bytes(t, key)
+        end_copy(t, digest, data_id)
+        drop_bytes(t, [data_id])
         state.kept_bytes -= da_head(data)[1]
         released.append(data_id)
     if released:

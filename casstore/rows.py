@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import struct
+import sys
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Final, NamedTuple, final
 
@@ -40,7 +43,7 @@ KINDS: Final = ("manifest", "context_snapshot", "fact_payload", "output", "value
 OTHER_KINDS: Final = 1 << 31
 
 _IX: Final = struct.Struct(">QQIIQ")
-_IX_HEAD: Final = struct.Struct(">QQ")
+_IX_TAIL: Final = struct.Struct(">Q12xIQ")
 _DA: Final = struct.Struct(">32sQQBQHQ")
 _DA_HEAD: Final = struct.Struct(">32sQQBQ")
 _GONE: Final = struct.Struct(">IQIQ")
@@ -87,12 +90,23 @@ class IxRow(NamedTuple):
         return cls(*_IX.unpack(data))
 
 
-def ix_head(data: bytes) -> tuple[int, int]:
-    """(data_id, touched) of an IxRow: what gc asks of each."""
+def ix_what(data: bytes) -> tuple[int, int, int]:
+    """(data_id, kinds, raw length) of an IxRow: what is remembered of it once it is collected."""
     if len(data) != _IX.size:
         raise DamagedStore("table ix1", f"a row of {len(data)} bytes instead of {_IX.size}")
-    data_id, touched = _IX_HEAD.unpack_from(data)
-    return data_id, touched
+    data_id, kinds, raw_len = _IX_TAIL.unpack(data)
+    return data_id, kinds, raw_len
+
+
+def ix_numbers(rows: Sequence[bytes]) -> tuple[array[int], array[int]]:
+    """(data_ids, touched) of IxRows, each in their order."""
+    for data in rows:
+        if len(data) != _IX.size:
+            raise DamagedStore("table ix1", f"a row of {len(data)} bytes instead of {_IX.size}")
+    numbers = array("Q", b"".join(rows))
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    return numbers[:: _IX.size // 8], numbers[1 :: _IX.size // 8]
 
 
 class DaRow(NamedTuple):
@@ -133,6 +147,21 @@ def da_earlier(data: bytes) -> int:
     return int(_DA.unpack_from(data)[6]) if len(data) >= _DA.size else 0
 
 
+def da_base(data: bytes) -> int:
+    """The base of a DaRow, 0 for none."""
+    if len(data) < _DA.size:
+        raise DamagedStore("table da1", f"a row of {len(data)} bytes instead of {_DA.size} or more")
+    base: int = _U64.unpack_from(data, _DA_HEAD.size - 8)[0]
+    return base
+
+
+def da_digest(data: bytes) -> bytes:
+    """Whose bytes a DaRow tells of."""
+    if len(data) < _DA.size:
+        raise DamagedStore("table da1", f"a row of {len(data)} bytes instead of {_DA.size} or more")
+    return data[:32]
+
+
 class GoneRow(NamedTuple):
     """A collected artifact: when (unix seconds), by which gc, its kinds and size in bytes.
 
@@ -149,7 +178,7 @@ class GoneRow(NamedTuple):
     names: tuple[str, ...] = ()
 
     def pack(self) -> bytes:
-        row = _GONE.pack(*self[:4])
+        row = gone_row(*self[:4])
         return row + _BURIED.pack(self.data_id, self.until_s) + " ".join(self.names).encode() if self.data_id else row
 
     @classmethod
@@ -166,6 +195,11 @@ class GoneRow(NamedTuple):
 def gone_data_id(data: bytes) -> int:
     """`data_id` of a GoneRow, 0 where there is none."""
     return int(_BURIED.unpack_from(data, _GONE.size)[0]) if len(data) >= _GONE.size + _BURIED.size else 0
+
+
+def gone_row(when_s: int, gc: int, kinds: int, raw_len: int) -> bytes:
+    """A packed GoneRow of what is not in quarantine."""
+    return _GONE.pack(when_s, gc, kinds, raw_len)
 
 
 @final

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from itertools import islice
+from operator import itemgetter
+from typing import Final
 
 from casstore import copies
-from casstore.backend import Ages, Candidate, Edges, EpochLost, GcOpened, Judge, SweepResult, Verdict
-from casstore.puts import begin, drop_lease, find, finish, load_state
+from casstore.backend import Ages, Candidate, Decision, Edges, EpochLost, GcOpened, Judge, SweepResult, Verdict
+from casstore.puts import begin, drop_lease, finish, load_state
 from casstore.rows import (
     DA,
     GCS,
@@ -28,10 +29,13 @@ from casstore.rows import (
     DaRow,
     GoneRow,
     State,
+    da_base,
     da_earlier,
     da_head,
     from_u64,
-    ix_head,
+    gone_row,
+    ix_numbers,
+    ix_what,
     u64,
 )
 from casstore.tables import ReadTransaction, WriteTransaction
@@ -95,22 +99,28 @@ def require_epoch(state: State, epoch: int) -> None:
         raise EpochLost
 
 
-def edges(t: ReadTransaction, digest: bytes) -> Edges | None:
-    row = t.get(IX, digest)
-    if row is None:
-        return None
-    data_id, at = ix_head(row)[0], row[:8]
+def edges(t: ReadTransaction, digests: Sequence[bytes]) -> list[Edges | None]:
+    """Of each artifact, None where it is not visible. In three reads, and one more for each step down the bases."""
+    rows = t.get_many(IX, digests)
+    there = [digest for digest, row in zip(digests, rows, strict=True) if row is not None]
+    data_ids = ix_numbers([row for row in rows if row is not None])[0]
+    records = t.get_many(DA, [row[:8] for row in rows if row is not None])
+    packed = t.get_many(LN, there)
+    found = zip(data_ids, packed, records, strict=True)
+    present = (Edges(data_id, links or b"", _bases(t, data_id, record)) for data_id, links, record in found)
+    return [None if row is None else next(present) for row in rows]
+
+
+def _bases(t: ReadTransaction, data_id: int, record: bytes | None) -> tuple[int, ...]:
+    """Where a record is missing or an edge is damaged they end before it, for the reader to find."""
     bases: list[int] = []
-    while (data := t.get(DA, at)) is not None:
-        base = da_head(data)[2]
-        if not base or base >= (bases[-1] if bases else data_id):
-            break  # stored whole; or a damaged edge, for the reader to find
+    while record is not None:
+        base = da_base(record)
+        if not base or base >= data_id:
+            return tuple(bases)
         bases.append(base)
-        at = u64(base)
-    else:
-        if bases:
-            bases.pop()  # its record is missing
-    return Edges(data_id, t.get(LN, digest) or b"", tuple(bases))
+        data_id, record = base, t.get(DA, u64(base))
+    return tuple(bases[:-1])
 
 
 def links(t: ReadTransaction, digest: bytes) -> tuple[bytes, ...]:
@@ -141,14 +151,15 @@ def walk(t: ReadTransaction, data_id: int) -> list[tuple[int, DaRow]]:
 
 def ages(t: ReadTransaction, after: bytes, limit: int, cut: int) -> Ages | None:
     """See BlobBackend.ages."""
-    old, young, digest = array("Q"), [], b""
-    for digest, value in islice(t.scan(IX, after + b"\0" if after else b""), limit):
-        data_id, touched = ix_head(value)
-        if touched > cut:
-            young.append(digest)
-        else:
-            old.append(data_id)
-    return Ages(old, young, digest) if digest else None
+    rows = list(islice(t.scan(IX, after + b"\0" if after else b""), limit))
+    if not rows:
+        return None
+    data_ids, touched = ix_numbers([value for _, value in rows])
+    if max(touched) <= cut:
+        return Ages(data_ids, [], rows[-1][0])
+    young = [digest for (digest, _), commit in zip(rows, touched, strict=True) if commit > cut]
+    old = [data_id for data_id, commit in zip(data_ids, touched, strict=True) if commit <= cut]
+    return Ages(old, young, rows[-1][0])
 
 
 class _View:
@@ -157,84 +168,117 @@ class _View:
         self.recent = tuple(key for key, _ in t.scan(RECENT))
 
     def edges(self, digest: bytes) -> Edges | None:
-        return edges(self._t, digest)
+        return edges(self._t, [digest])[0]
 
 
 def gc_sweep(
     t: WriteTransaction, epoch: int, candidates: Sequence[Candidate], judge: Judge, now_s: int
 ) -> SweepResult:
-    """One batch: the judge marks what was touched since, then says of each candidate whether it goes."""
+    """One batch: the judge marks what was touched since, then says of each candidate whether it goes.
+
+    Table by table, each in the order of its keys: fewer pages at a time. Others see all of it at once or nothing.
+    """
     state = begin(t)
     require_epoch(state, epoch)
     view = _View(t)
     decisions = judge(view)
-    for digest in view.recent:
-        t.delete(RECENT, digest)
-    removed: list[tuple[bytes, int] | None] = [None] * len(candidates)
-    raw = stored = kept = quarantined = 0
-    # In the order of the index, for fewer pages at a time; others see all of it at once or nothing.
-    for place in sorted(range(len(candidates)), key=lambda at: candidates[at].digest):
-        candidate, (verdict, until_s) = candidates[place], decisions[place]
-        if verdict is Verdict.SPARE:
-            continue
-        key = u64(candidate.data_id)
-        data = t.get(DA, key)
-        size = da_head(data)[1] if data is not None else 0
-        if candidate.kept:
-            if verdict is Verdict.DELETE and t.delete(KP, key):
-                _end_quarantine(t, candidate)
-                drop_bytes(t, key)
-                state.kept_bytes -= size
-                stored += size
-            continue
-        row = find(t, candidate.digest)
-        if row is None or row.data_id != candidate.data_id:
-            continue
-        t.delete(IX, candidate.digest)
-        names = _drop_kinds(t, candidate.digest) if row.kinds & OTHER_KINDS else ()
-        was = GoneRow(now_s, epoch, row.kinds, row.raw_len)
-        if until_s:
-            was = was._replace(data_id=candidate.data_id, until_s=until_s, names=names)
-        else:
-            t.delete(LN, candidate.digest)
-            if verdict is Verdict.KEEP_BYTES:
-                was = was._replace(data_id=candidate.data_id)
-            elif data is not None and da_earlier(data):
-                was = was._replace(data_id=next(iter(copies.kept_from(t, candidate.digest, da_earlier(data))), 0))
-        t.put(GONE, candidate.digest, was.pack())
-        state.artifacts -= 1
-        state.raw_bytes -= row.raw_len
-        state.stored_bytes -= size
-        raw += row.raw_len
-        removed[place] = candidate.digest, row.raw_len
-        if until_s or verdict is Verdict.KEEP_BYTES:
-            t.put(KP, key, candidate.digest)
-            state.kept_bytes += size
-            if verdict is Verdict.KEEP_BYTES:
-                kept += size
-            else:
-                quarantined += size
-        else:
-            drop_bytes(t, key)
-            stored += size
+    t.delete_many(RECENT, view.recent)
+    judged = zip(candidates, decisions, strict=True)
+    going = [(*candidate, decision) for candidate, decision in judged if decision.verdict is not _SPARE]
+    going.sort(key=itemgetter(0))
+    found = zip(going, t.get_many(DA, [u64(data_id) for data_id, _, _, _ in going]), strict=True)
+    visible, kept = list[_Going](), list[_Going]()
+    for (data_id, digest, was_kept, decision), data in found:
+        size, earlier = (0, 0) if data is None else (da_head(data)[1], da_earlier(data))
+        (kept if was_kept else visible).append((digest, data_id, decision, size, earlier))
+    result = _take_visible(t, state, visible, now_s)
+    result = result._replace(stored_bytes=result.stored_bytes + _take_kept(t, state, kept))
     state.swept += 1
     finish(t, state)
-    return SweepResult(tuple(filter(None, removed)), raw, stored, kept, quarantined)
+    return result
 
 
-def drop_bytes(t: WriteTransaction, data_id: bytes) -> None:
-    """The record goes now, the pieces later in transactions of their own: nothing reaches them any more."""
-    t.delete(DA, data_id)
-    t.put(PURGE, data_id, b"")
+_Going = tuple[bytes, int, Decision, int, int]  # digest, data_id, decision, stored bytes, data_id of an earlier copy
+_SPARE: Final = Verdict.SPARE
+_KEEP_BYTES: Final = Verdict.KEEP_BYTES
 
 
-def _end_quarantine(t: WriteTransaction, candidate: Candidate) -> None:
+def _take_visible(t: WriteTransaction, state: State, going: list[_Going], now_s: int) -> SweepResult:
+    """Out of the index; `going` ascends by data_id."""
+    going = sorted(row for row in going if row[0])
+    rows = t.get_many(IX, [digest for digest, *_ in going])
+    removed: list[tuple[bytes, int]] = []
+    graves: list[tuple[bytes, bytes]] = []
+    unlinked: list[bytes] = []
+    held: list[tuple[bytes, bytes]] = []
+    dropped: list[int] = []
+    stored = kept = quarantined = 0
+    for (digest, data_id, (verdict, until_s), size, earlier), row in zip(going, rows, strict=True):
+        if row is None:
+            continue
+        at, kinds, raw_len = ix_what(row)
+        if at != data_id:
+            continue  # it has other bytes now
+        names = _drop_kinds(t, digest) if kinds & OTHER_KINDS else ()
+        removed.append((digest, raw_len))
+        if until_s:
+            was = GoneRow(now_s, state.epoch, kinds, raw_len, data_id, until_s, names)
+            graves.append((digest, was.pack()))
+        else:
+            unlinked.append(digest)
+            newest = data_id if verdict is _KEEP_BYTES else earlier and next(iter(copies.kept_from(t, digest, earlier)), 0)
+            if newest:
+                graves.append((digest, GoneRow(now_s, state.epoch, kinds, raw_len, newest).pack()))
+            else:
+                graves.append((digest, gone_row(now_s, state.epoch, kinds, raw_len)))
+        if verdict is _KEEP_BYTES:
+            kept += size
+        elif until_s:
+            quarantined += size
+        else:
+            dropped.append(data_id)
+            stored += size
+            continue
+        held.append((u64(data_id), digest))
+    t.delete_many(IX, [digest for digest, _ in removed])
+    t.put_many(GONE, graves)
+    t.delete_many(LN, unlinked)
+    t.put_many(KP, sorted(held))
+    drop_bytes(t, sorted(dropped))
+    raw = sum(size for _, size in removed)
+    state.artifacts -= len(removed)
+    state.raw_bytes -= raw
+    state.stored_bytes -= stored + kept + quarantined
+    state.kept_bytes += kept + quarantined
+    return SweepResult(tuple(removed), raw, stored, kept, quarantined)
+
+
+def _take_kept(t: WriteTransaction, state: State, going: list[_Going]) -> int:
+    """Bytes that no delta needs any more, and whose window is over; how many."""
+    stored = 0
+    for digest, data_id, decision, size, _ in going:
+        if decision.verdict is Verdict.DELETE and t.delete(KP, u64(data_id)):
+            end_copy(t, digest, data_id)
+            drop_bytes(t, [data_id])
+            stored += size
+    state.kept_bytes -= stored
+    return stored
+
+
+def drop_bytes(t: WriteTransaction, data_ids: Sequence[int]) -> None:
+    """The records go now, the pieces later in transactions of their own: nothing reaches them any more."""
+    keys = [u64(data_id) for data_id in data_ids]
+    t.delete_many(DA, keys)
+    t.put_many(PURGE, [(key, b"") for key in keys])
+
+
+def end_copy(t: WriteTransaction, digest: bytes, data_id: int) -> None:
     """Its bytes go: it cannot be brought back any more. Unless it was put again since, and is not gone at all."""
-    was = gone(t, candidate.digest)
-    if was is not None and was.data_id == candidate.data_id:
-        t.delete(LN, candidate.digest)
-    older = copies.kept_from(t, candidate.digest, copies.before(t, candidate.data_id))
-    copies.unlink(t, candidate.digest, candidate.data_id, older[0] if older else 0)
+    was = gone(t, digest)
+    if was is not None and was.data_id == data_id:
+        t.delete(LN, digest)
+    older = copies.kept_from(t, digest, copies.before(t, data_id))
+    copies.unlink(t, digest, data_id, older[0] if older else 0)
 
 
 def _drop_kinds(t: WriteTransaction, digest: bytes) -> tuple[str, ...]:
@@ -261,12 +305,10 @@ def gc_close(t: WriteTransaction, epoch: int, report: bytes) -> None:
 def purge(t: WriteTransaction, pieces_max: int) -> int:
     """Remove up to `pieces_max` pieces that no row reaches; how many, where an artifact without any counts as one."""
     state = begin(t)
-    keys = [key for key, _ in islice(t.scan(PURGE), pieces_max)]
+    keys = list(islice(t.keys(PURGE), pieces_max))
     pieces, whole = _pieces_of(t, keys, pieces_max)
-    for piece in pieces:
-        t.delete(D, piece)
-    for key in keys[:whole]:
-        t.delete(PURGE, key)
+    t.delete_many(D, pieces)
+    t.delete_many(PURGE, keys[:whole])
     finish(t, state)
     return max(len(pieces), whole)
 
@@ -277,7 +319,7 @@ def _pieces_of(t: ReadTransaction, keys: Sequence[bytes], most: int) -> tuple[li
     at = 0
     while at < len(keys):
         skipped = 0
-        for piece, _ in t.scan(D, keys[at]):
+        for piece in t.keys(D, keys[at]):
             owner = piece[:8]
             while at < len(keys) and keys[at] < owner:
                 at += 1
@@ -297,7 +339,7 @@ def _pieces_of(t: ReadTransaction, keys: Sequence[bytes], most: int) -> tuple[li
 
 
 def has_purge(t: ReadTransaction) -> bool:
-    return next(iter(t.scan(PURGE)), None) is not None
+    return next(t.keys(PURGE), None) is not None
 
 
 def recent(t: ReadTransaction) -> list[bytes]:

@@ -44,7 +44,7 @@ from casstore.rows import (
     D,
     DaRow,
     IxRow,
-    da_head,
+    da_digest,
     from_u64,
     known_kinds,
     piece_count,
@@ -125,7 +125,7 @@ class TableBackend:
 
     def edges(self, digests: Sequence[bytes]) -> list[Edges | None]:
         with self._tables.read() as t:
-            return [sweeps.edges(t, digest) for digest in digests]
+            return sweeps.edges(t, digests)
 
     def page(self, after: bytes, limit: int) -> list[Row]:
         with self._tables.read() as t:
@@ -164,8 +164,8 @@ class TableBackend:
 
     def digests(self, data_ids: Sequence[int]) -> list[bytes | None]:
         with self._tables.read() as t:
-            found = (t.get(DA, u64(data_id)) for data_id in data_ids)
-            return [da_head(data)[0] if data is not None else None for data in found]
+            found = t.get_many(DA, [u64(data_id) for data_id in data_ids])
+            return [da_digest(data) if data is not None else None for data in found]
 
     def records(self, after: int, limit: int) -> list[Record]:
         with self._tables.read() as t:

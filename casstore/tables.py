@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, final
 
@@ -19,11 +19,17 @@ class ReadTransaction(Protocol):
     def get(self, table: bytes, key: bytes) -> bytes | None:
         """The value, or None."""
 
+    def get_many(self, table: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The value of each key, or None, in the order of the keys."""
+
     def count(self, table: bytes) -> int:
         """Number of rows."""
 
     def scan(self, table: bytes, start: bytes = b"", *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with key >= start ascending; with `reverse` all pairs with key <= start (or all) descending."""
+
+    def keys(self, table: bytes, start: bytes = b"") -> Iterator[bytes]:
+        """Keys >= start ascending, without reading what they hold."""
 
 
 class WriteTransaction(ReadTransaction, Protocol):
@@ -32,11 +38,17 @@ class WriteTransaction(ReadTransaction, Protocol):
     def put(self, table: bytes, key: bytes, value: bytes) -> None:
         """Set."""
 
+    def put_many(self, table: bytes, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        """Set each; fastest where the keys ascend."""
+
     def append(self, table: bytes, key: bytes, value: bytes) -> None:
         """Set a key that is expected to be the greatest: dense pages where it is."""
 
     def delete(self, table: bytes, key: bytes) -> bool:
         """Remove; whether it was there."""
+
+    def delete_many(self, table: bytes, keys: Iterable[bytes]) -> None:
+        """Remove those that are there; fastest where the keys ascend."""
 
 
 class Tables(Protocol):
@@ -124,6 +136,9 @@ class _MemoryTransaction:
     def get(self, table: bytes, key: bytes) -> bytes | None:
         return self._rows[table].get(key)
 
+    def get_many(self, table: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
+        return list(map(self._rows[table].get, keys))
+
     def count(self, table: bytes) -> int:
         return len(self._rows[table])
 
@@ -145,6 +160,17 @@ class _MemoryTransaction:
         self._rows[table][key] = value
 
     append = put
+
+    def keys(self, table: bytes, start: bytes = b"") -> Iterator[bytes]:
+        return (key for key, _ in self.scan(table, start))
+
+    def put_many(self, table: bytes, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        for key, value in pairs:
+            self.put(table, key, value)
+
+    def delete_many(self, table: bytes, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self.delete(table, key)
 
     def delete(self, table: bytes, key: bytes) -> bool:
         old = self._rows[table].pop(key, None)

@@ -61,12 +61,17 @@ class _Costly:
     def __init__(self, tables, txn):
         self._tables, self._txn, self.counts = tables, txn, {IX: 0, D: 0}
         self.get, self.put, self.append, self.scan, self.count = txn.get, txn.put, txn.append, txn.scan, txn.count
+        self.get_many, self.put_many, self.keys = txn.get_many, txn.put_many, txn.keys
 
     def delete(self, table, key):
         self._tables.now += COST_S
         if table in self.counts:
             self.counts[table] += 1
         return self._txn.delete(table, key)
+
+    def delete_many(self, table, keys):
+        for key in keys:
+            self.delete(table, key)
 
 
 @pytest.fixture
