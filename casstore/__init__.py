@@ -60,7 +60,7 @@ from casstore.reports import (
     VerifyReport,
     Why,
 )
-from casstore.roots import EndingSource, RetainingSource, Retention, Root, RootSource
+from casstore.roots import EndingSource, RetainingSource, Retention, Root, RootSource, WitnessSource
 from casstore.store import Store
 
 __all__ = [
@@ -123,5 +123,6 @@ __all__ = [
     "UnsupportedFormat",
     "VerifyReport",
     "Why",
+    "WitnessSource",
     "open",
 ]

@@ -150,12 +150,21 @@ class UploadLost(Exception):
 
 
 class GcOpened(NamedTuple):
-    """An open gc: its epoch, its cut, and the roots that the store itself holds."""
+    """An open gc: its epoch, its cut, and the roots that the store itself holds.
+
+    `uploads` are data_ids that unfinished uploads have taken, `next_data_id` is the first that nobody has. `last` is
+    what the last complete gc remembered, empty where that does not hold any more; `loosened` numbers the newest commit
+    by which the store itself may have let go of something.
+    """
 
     epoch: int
     cut: int
     pins: tuple[tuple[str, bytes], ...]
     leased: tuple[tuple[str, bytes], ...]
+    next_data_id: int
+    uploads: tuple[int, ...]
+    loosened: int
+    last: bytes
 
 
 class Candidate(NamedTuple):
@@ -343,7 +352,10 @@ class BlobBackend(Protocol):
     ) -> SweepResult:
         """One batch. `watch` is called when the lock is taken, and again before the flush that ends it."""
 
-    def gc_close(self, epoch: int, report: bytes) -> None: ...
+    def gc_close(self, epoch: int, report: bytes, last: tuple[bytes, int] | None = None) -> None:
+        """End. `last` is what to remember for the next one, and `loosened` of the opening: nothing is remembered where
+        the store let go of something since."""
+
     def gc_reports(self, limit: int | None) -> list[tuple[int, bytes]]:
         """(number, report) of the newest gcs, newest first."""
 

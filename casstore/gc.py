@@ -7,7 +7,7 @@ import fcntl
 import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import repeat
@@ -34,9 +34,10 @@ from casstore.ids import ArtifactId
 from casstore.marks import IdSet, Marks
 from casstore.pace import Pace, Stopwatch
 from casstore.processes import is_gone
+from casstore.remembered import Doubt, Glance, Remembered, remember
 from casstore.removals import Removals
 from casstore.reports import GcReport
-from casstore.roots import RetainingSource, Retention, Root, RootSource
+from casstore.roots import RetainingSource, Retention, Root, RootSource, WitnessSource
 from casstore.stage import Stage
 from casstore.steps import reach
 
@@ -110,6 +111,9 @@ class Collector:
         self._buried_until_s = 0
         self._lost: dict[int, bytes] | None = None
         self._done = _Done()
+        self._witness: bytes | None = None
+        self._firm = IdSet()  # what needs no lease and no youth to stay
+        self._first_until_s = 0  # when the first of what is in quarantine may go; 0: nothing is there
         self._position = 0
         self._epoch: int | None = None
         self._staged_position = -1  # of the newest staged row that was read
@@ -119,6 +123,8 @@ class Collector:
         """What a collection would remove now. Writes nothing."""
         opened = self._backend.gc_peek(self._now_s, self._grace_s)
         try:
+            if self._glance(opened) is not None:
+                return self._report(opened, dry_run=True, incremental=True)
             with refusing(f"reading roots of {self._source}"):
                 condemned = self._mark(opened)
             for start in range(0, len(condemned), PAGE_ROWS):
@@ -132,17 +138,23 @@ class Collector:
         """Collect. `plausible(condemned, total)` may refuse before anything is removed."""
         self._backend.reader_check()
         self._drop_dead_uploads()
+        self._call_witness()
         opened = self._backend.gc_open(self._now_s, self._grace_s, history.pack_opened(self._now_s))  # 1
         self._epoch = opened.epoch
         reach("gc.opened")
-        stopped = ""
+        stopped, glance = "", None
         try:
             try:
-                with refusing(f"reading roots of {self._source}"):
-                    condemned = self._mark(opened)  # 2, 3
-                reach("gc.marked")
-                plausible(self._done.condemned, self._backend.counters().artifacts)
-                stopped = self._sweep(opened, condemned)  # 4
+                glance = self._glance(opened)
+                reach("gc.glanced")
+                if glance is not None:
+                    self._purge()  # of dropped uploads
+                else:
+                    with refusing(f"reading roots of {self._source}"):
+                        condemned = self._mark(opened)  # 2, 3
+                    reach("gc.marked")
+                    plausible(self._done.condemned, self._backend.counters().artifacts)
+                    stopped = self._sweep(opened, condemned)  # 4
             except _Asked:
                 stopped = "asked"
         except EpochLost as error:
@@ -150,14 +162,16 @@ class Collector:
         except BaseException:
             self._close(self._report(opened), "failed")
             raise
-        report = self._report(opened, stopped=stopped)
-        self._close(report, "stopped" if stopped else "complete")  # 5
+        report = self._report(opened, stopped=stopped, incremental=glance is not None)
+        last = None if stopped else self._remember(opened, glance)
+        self._close(report, "stopped" if stopped else "complete", last)  # 5
         reach("gc.closed")
         return report
 
-    def _close(self, report: GcReport, outcome: str) -> None:
+    def _close(self, report: GcReport, outcome: str, last: tuple[bytes, int] | None = None) -> None:
         try:
-            self._backend.gc_close(report.gc, history.pack(report, self._now_s, outcome, self._left()))
+            told = history.pack(report, self._now_s, outcome, self._left())
+            self._backend.gc_close(report.gc, told, last)
         except EpochLost:
             return  # a later gc took over: it is the one to close
 
@@ -169,6 +183,46 @@ class Collector:
         for upload, since_s, owner in self._backend.uploads():
             if is_gone(owner) or self._now_s - since_s > UPLOAD_ABANDONED_S:
                 self._backend.upload_abort(upload)
+
+    # -- is there anything to do
+
+    def _call_witness(self) -> None:
+        """Before the opening: what an event up to here names has a data_id that is taken at the opening."""
+        if isinstance(self._roots, WitnessSource) and self._retention.is_plain:
+            # A source that fails here fails again where its roots are read, and that refuses.
+            with suppress(Exception):
+                self._witness = self._roots.witness(self._retention)
+
+    def _glance(self, opened: GcOpened) -> Glance | None:
+        """What was looked at, where that shows that everything is needed; None: only a full mark can tell."""
+        last = Remembered.unpack(opened.last) if opened.last else None
+        if self._explainer is not None or not self._retention.is_plain:
+            return None  # what is kept by what takes a full mark to tell; other policies are not witnessed
+        if last is None or not isinstance(self._roots, WitnessSource) or 0 < last.until_s <= self._now_s:
+            return None
+        glance = Glance(self._backend, opened, last)
+        if not 0 <= glance.size <= self._backend.counters().artifacts:
+            return None
+        with refusing("reading roots"):
+            late = self._roots.roots_since(last.witness, self._retention)
+            if late is None:
+                return None
+            named = [root.id.digest for root in late]
+        try:
+            if not glance.nothing_goes(named, PAGE_ROWS, self._check_asked):
+                return None
+        except Doubt:
+            return None
+        self._first_until_s = last.until_s
+        return glance
+
+    def _remember(self, opened: GcOpened, glance: Glance | None) -> tuple[bytes, int] | None:
+        """For the next gc. What late events and `recent1` brought is as loose as what is young."""
+        if self._witness is None:
+            return None
+        loose = glance.loose() if glance is not None else self._marks.visible.without(self._firm)
+        last = remember(opened, loose, self._first_until_s, self._witness)
+        return None if last is None else (last.pack(), opened.loosened)
 
     # -- mark
 
@@ -206,6 +260,8 @@ class Collector:
         ):
             self._reach(held, "a pin or lease")
             self._explain(what)
+            if what is DICTIONARIES:
+                self._firm = self._marks.visible.copy()
         self._reach(self._late_staged(), "a staged artifact")
         self._explain(STAGED)
         reach("gc.rooted")
@@ -269,6 +325,7 @@ class Collector:
                 if row.until_s > self._now_s:
                     self._marks.keep_bytes(row.data_id, row.bases)
                     self._buried_until_s = max(self._buried_until_s, row.until_s)
+                    self._goes_at(row.until_s)
                     links += row.links
                 else:
                     self._kept.add(row.data_id)
@@ -439,8 +496,12 @@ class Collector:
         if until_s:
             edges = edges_of(candidate.digest)
             self._marks.keep_bytes(candidate.data_id, edges.bases if edges is not None else ())
+            self._goes_at(until_s)
             return Decision(verdict, until_s)
         return Decision(verdict)
+
+    def _goes_at(self, until_s: int) -> None:
+        self._first_until_s = min(self._first_until_s or until_s, until_s)
 
     # -- report
 
@@ -465,14 +526,17 @@ class Collector:
         if self._explainer is not None:
             self._explainer.removed(batch, removed)
 
-    def _report(self, opened: GcOpened, *, dry_run: bool = False, stopped: str = "") -> GcReport:
+    def _report(
+        self, opened: GcOpened, *, dry_run: bool = False, stopped: str = "", incremental: bool = False
+    ) -> GcReport:  # fmt: skip
         done = self._done
         live = self._backend.counters().artifacts - (len(done.removed) if dry_run else 0)
         return GcReport(
             gc=opened.epoch, dry_run=dry_run, removed=done.removed, raw_bytes=done.raw, stored_bytes=done.stored,
             kept_bytes=done.kept, live=live, rescued=done.rescued, batches=0 if dry_run else done.batches,
             duration_ms=round((self._pace.timer() - self._began) * 1000), quarantined_bytes=done.quarantined,
-            stopped=stopped, explanation=self._explainer.told() if self._explainer is not None else None,
+            stopped=stopped, incremental=incremental,
+            explanation=self._explainer.told() if self._explainer is not None else None,
         )  # fmt: skip
 
 

@@ -21,6 +21,21 @@ class IdSet:
     def __init__(self) -> None:
         self._bits = bytearray()
 
+    @classmethod
+    def below(cls, stop: int, without: Iterable[int] = ()) -> IdSet:
+        """Every number smaller than `stop`, but for some."""
+        found = cls()
+        found._bits = bytearray(b"\xff" * (stop >> 3)) + bytes(((1 << (stop & 7)) - 1,))
+        for number in without:
+            found._bits[number >> 3] &= ~(1 << (number & 7))
+        return found
+
+    def copy(self) -> IdSet:
+        """The same numbers, in a set of its own."""
+        found = IdSet()
+        found._bits = bytearray(self._bits)
+        return found
+
     def __contains__(self, number: int) -> bool:
         place = number >> 3
         return place < len(self._bits) and bool(self._bits[place] >> (number & 7) & 1)

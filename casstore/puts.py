@@ -25,6 +25,7 @@ from casstore.rows import (
     LEASE,
     LEASED,
     LN,
+    LOOSENED_KEY,
     META,
     OTHER_KINDS,
     PIECE_SIZE,
@@ -42,6 +43,7 @@ from casstore.rows import (
     State,
     from_u64,
     gone_data_id,
+    is_buried,
     kind_bit,
     piece_count,
     piece_key,
@@ -67,6 +69,11 @@ def finish(t: WriteTransaction, state: State, now_s: int | None = None) -> None:
         state.tick_s = now_s
         t.append(TICK, u64(state.commit), u64(now_s))
     t.put(META, STATE_KEY, state.pack())
+
+
+def loosen(t: WriteTransaction, state: State) -> None:
+    """Something may not be needed any more from this commit on: the next gc marks everything anew."""
+    t.put(META, LOOSENED_KEY, u64(state.commit))
 
 
 def find(t: ReadTransaction, digest: bytes) -> IxRow | None:
@@ -159,6 +166,8 @@ def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) ->
         t.delete(GONE, item.digest)
         t.delete(LN, item.digest)  # of a copy in quarantine, which this one replaces
         earlier = gone_data_id(gone)
+        if is_buried(gone):
+            loosen(t, state)
     _link(t, item, data_id)
     base = 0
     if item.base is not None:
@@ -198,6 +207,7 @@ def _number(t: WriteTransaction, state: State, item: NewArtifact) -> int:
     found = t.get(META, RESERVED_KEY) if item.kind == DICTIONARY_KIND and not item.links and not item.base else None
     if found is not None and from_u64(found) < DATA_IDS_RESERVED:
         t.put(META, RESERVED_KEY, u64(from_u64(found) + 1))
+        loosen(t, state)  # gc takes what is new to have a greater number
         return from_u64(found)
     state.next_data_id += 1
     return state.next_data_id - 1
@@ -235,6 +245,7 @@ def _heal(t: WriteTransaction, state: State, item: NewArtifact, row: IxRow, now_
     _link(t, item, row.data_id)
     state.raw_bytes += item.raw_len - row.raw_len
     touch(t, state, item.digest, row._replace(raw_len=item.raw_len), now_s, _add_kind(t, item))
+    loosen(t, state)  # the bytes of its old base
 
 
 def heal_kept(t: WriteTransaction, data_id: int, item: NewArtifact) -> bool:
@@ -244,6 +255,7 @@ def heal_kept(t: WriteTransaction, data_id: int, item: NewArtifact) -> bool:
         return False
     state = begin(t)
     state.kept_bytes += _rewrite(t, data_id, item)
+    loosen(t, state)
     finish(t, state)
     return True
 
@@ -299,6 +311,9 @@ def require_visible(t: ReadTransaction, digest: bytes) -> IxRow:
 def pin(t: WriteTransaction, name: str, digest: bytes, now_s: int) -> None:
     state = begin(t)
     row = require_visible(t, digest)
+    before = t.get(PIN, name.encode())
+    if before is not None and before[:32] != digest:
+        loosen(t, state)
     t.put(PIN, name.encode(), digest + u64(now_s))
     touch(t, state, digest, row, now_s)
     finish(t, state, now_s)
@@ -307,6 +322,8 @@ def pin(t: WriteTransaction, name: str, digest: bytes, now_s: int) -> None:
 def unpin(t: WriteTransaction, name: str) -> bool:
     state = begin(t)
     found = t.delete(PIN, name.encode())
+    if found:
+        loosen(t, state)
     finish(t, state)
     return found
 

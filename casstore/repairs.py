@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from casstore.errors import Corrupt, NotFound, StoreError, StoreFull
 from casstore.ids import ArtifactId
-from casstore.puts import begin, find, finish, touch
+from casstore.puts import begin, find, finish, loosen, touch
 from casstore.reports import Finding, RepairReport
 from casstore.rows import DA, KP, LN, PURGE, D, DaRow, IxRow, State, piece_count, piece_key, u64
 from casstore.sweeps import links
@@ -92,6 +92,7 @@ def reorder(t: WriteTransaction, now_s: int) -> int:
             moved += 1
         found = _disordered(t)
     if moved:
+        loosen(t, state)
         finish(t, state, now_s)
     return moved
 

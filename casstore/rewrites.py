@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from casstore.backend import NewEncoding, Record
-from casstore.puts import begin, clear_pieces, find, finish, split, touch, write_pieces
+from casstore.puts import begin, clear_pieces, find, finish, loosen, split, touch, write_pieces
 from casstore.rows import DA, KP, DaRow, da_head, from_u64, u64
 from casstore.sweeps import drop_bytes, end_copy, gone
 from casstore.tables import ReadTransaction, WriteTransaction
@@ -37,16 +37,18 @@ def reencode(t: WriteTransaction, items: Sequence[NewEncoding], now_s: int) -> l
         same = row is not None and row.data_id == old.data_id
         same = same and found is not None and _record(old.data_id, found) == old
         done.append(same and _has_base(t, item))
-        if not done[-1] or row is None:
+        if not done[-1] or row is None or found is None:
             continue
         clear_pieces(t, old.data_id)
         write_pieces(t, old.data_id, 0, split(item.stored))
         base = 0 if item.base is None else item.base[1]
-        fresh = DaRow(old.digest, old.raw_len, len(item.stored), item.codec, base, item.chain, 0, item.extra)
+        earlier = DaRow.unpack(found).earlier
+        fresh = DaRow(old.digest, old.raw_len, len(item.stored), item.codec, base, item.chain, earlier, item.extra)
         t.put(DA, u64(old.data_id), fresh.pack())
         state.stored_bytes += len(item.stored) - old.stored_len
         touch(t, state, old.digest, row, now_s)
     if any(done):
+        loosen(t, state)  # the bytes of their old bases
         finish(t, state, now_s)
     return done
 
@@ -83,6 +85,7 @@ def release(t: WriteTransaction, data_ids: Sequence[int], seen: int) -> list[int
         state.kept_bytes -= da_head(data)[1]
         released.append(data_id)
     if released:
+        loosen(t, state)
         state.swept += 1
         finish(t, state)
     return released

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, final, runtime_checkable
@@ -48,6 +48,11 @@ class Retention:
         """Whether `RootSource.live_roots` can say it."""
         return not (self.keep_last or self.final_only or self.exceptions or self.not_before_ms)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is said by age, number and `final_only` alone."""
+        return not (self.exceptions or self.not_before_ms or self.keep_outputs)
+
     def after_ms(self, status: str) -> int | None:
         """Runs that ended so are kept by their age if they ended at or after this; None: none are."""
         for name, after_ms in self.exceptions:
@@ -88,6 +93,19 @@ class RootSource(Protocol):
 
     def exclusive(self) -> AbstractContextManager[None]:
         """No event is appended by any process meanwhile."""
+
+
+@runtime_checkable
+class WitnessSource(RootSource, Protocol):
+    """A source that can say, at the cost of what came since, that nothing went away: a gc that has nothing to do then
+    need not read everything. The roots of one that cannot are read by every gc."""
+
+    def witness(self, retention: Retention) -> bytes:
+        """What `roots_since` of a later gc compares with, a few bytes. Asked before any root is read."""
+
+    def roots_since(self, witnessed: bytes, retention: Retention) -> Sequence[Root] | None:
+        """What events after that moment name; None where something that was a root with what it was asked for then
+        may be none with this `retention`, or this cannot be told."""
 
 
 @runtime_checkable

@@ -36,6 +36,8 @@ UUID_KEY: Final = b"uuid"
 RESERVED_KEY: Final = b"reserved"  # the next data_id for a dictionary; not there in stores made before these were
 DATA_IDS_RESERVED: Final = 1024  # the first data_id that is not for dictionaries
 DICTIONARY_KIND: Final = "dictionary"
+LOOSENED_KEY: Final = b"loosened"  # the newest commit by which something may have become garbage, but for time
+LAST_GC_KEY: Final = b"last_gc"  # loosened ‖ swept ‖ what a complete gc remembers while those two stay
 
 PIECE_SIZE: Final = 4096 - 16  # exactly one overflow page: anything more would need two that are neighbours
 
@@ -195,6 +197,11 @@ class GoneRow(NamedTuple):
 def gone_data_id(data: bytes) -> int:
     """`data_id` of a GoneRow, 0 where there is none."""
     return int(_BURIED.unpack_from(data, _GONE.size)[0]) if len(data) >= _GONE.size + _BURIED.size else 0
+
+
+def is_buried(data: bytes) -> bool:
+    """Whether a packed GoneRow tells of something in quarantine."""
+    return len(data) > _GONE.size and bool(_BURIED.unpack_from(data, _GONE.size)[1])
 
 
 def gone_row(when_s: int, gc: int, kinds: int, raw_len: int) -> bytes:

@@ -17,13 +17,17 @@ from casstore.rows import (
     IX,
     KN,
     KP,
+    LAST_GC_KEY,
     LEASE,
     LEASED,
     LN,
+    LOOSENED_KEY,
+    META,
     OTHER_KINDS,
     PIN,
     PURGE,
     RECENT,
+    STAGE,
     TICK,
     D,
     DaRow,
@@ -76,7 +80,17 @@ def _opened(t: ReadTransaction, state: State, now_s: int) -> GcOpened:
     pins = tuple((name.decode(), value[:32]) for name, value in t.scan(PIN))
     live = {name for name, expiry in t.scan(LEASE) if from_u64(expiry) > now_s}
     leased = tuple((key[:-32].decode(), key[-32:]) for key, _ in t.scan(LEASED) if key[:-32] in live)
-    return GcOpened(state.epoch, state.cut, pins, leased)
+    uploads = tuple(map(from_u64, t.keys(STAGE)))
+    found, since = t.get(META, LAST_GC_KEY) or b"", _since(t, state)
+    last = found[len(since) :] if found.startswith(since) else b""
+    return GcOpened(
+        state.epoch, state.cut, pins, leased, state.next_data_id, uploads, from_u64(since[:8]), last
+    )  # fmt: skip
+
+
+def _since(t: ReadTransaction, state: State) -> bytes:
+    """What a complete gc left is as it left it while these stay."""
+    return (t.get(META, LOOSENED_KEY) or u64(0)) + u64(state.swept)
 
 
 def _cut(t: ReadTransaction, state: State, old_s: int) -> int:
@@ -226,7 +240,9 @@ def _take_visible(t: WriteTransaction, state: State, going: list[_Going], now_s:
             graves.append((digest, was.pack()))
         else:
             unlinked.append(digest)
-            newest = data_id if verdict is _KEEP_BYTES else earlier and next(iter(copies.kept_from(t, digest, earlier)), 0)
+            newest = data_id if verdict is _KEEP_BYTES else earlier
+            if newest and newest != data_id:
+                newest = next(iter(copies.kept_from(t, digest, newest)), 0)
             if newest:
                 graves.append((digest, GoneRow(now_s, state.epoch, kinds, raw_len, newest).pack()))
             else:
@@ -292,13 +308,16 @@ def _drop_kinds(t: WriteTransaction, digest: bytes) -> tuple[str, ...]:
     return tuple(key[32:].decode() for key in keys)
 
 
-def gc_close(t: WriteTransaction, epoch: int, report: bytes) -> None:
+def gc_close(t: WriteTransaction, epoch: int, report: bytes, last: tuple[bytes, int] | None) -> None:
     state = begin(t)
     require_epoch(state, epoch)
     state.gc_open = 0
     for key, _ in list(t.scan(RECENT)):
         t.delete(RECENT, key)
     t.put(GCS, u64(epoch), report)
+    since = _since(t, state)
+    if last is not None and from_u64(since[:8]) == last[1]:
+        t.put(META, LAST_GC_KEY, since + last[0])
     finish(t, state)
 
 

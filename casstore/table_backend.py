@@ -308,9 +308,9 @@ class TableBackend:
             watch()
             return result
 
-    def gc_close(self, epoch: int, report: bytes) -> None:
+    def gc_close(self, epoch: int, report: bytes, last: tuple[bytes, int] | None = None) -> None:
         with self._tables.write() as t:
-            sweeps.gc_close(t, epoch, report)
+            sweeps.gc_close(t, epoch, report, last)
 
     def gc_reports(self, limit: int | None) -> list[tuple[int, bytes]]:
         with self._tables.read() as t:

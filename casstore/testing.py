@@ -92,6 +92,16 @@ class FakeRoots:
     def ended_between(self, status: str, after_ms: int, until_ms: int) -> int:
         return sum(row[5] == status and after_ms < row[0] <= until_ms for row in self.ended)
 
+    def witness(self, retention: Retention) -> bytes:
+        names = sorted({str(root.id) for root in self.retained_roots(retention)})
+        return f"{len(self.events)} {' '.join(names)}".encode()
+
+    def roots_since(self, witnessed: bytes, retention: Retention) -> list[Root] | None:
+        position, *names = witnessed.decode().split()
+        late = self.roots_after(int(position))[1]
+        now = {str(root.id) for root in self.retained_roots(retention)}
+        return late if now.issuperset(names) and now.issuperset(str(root.id) for root in late) else None
+
     def roots_after(self, position: int) -> tuple[int, list[Root]]:
         late = self.events[position:]
         return len(self.events), [Root(found, run, 0, "test") for run, found in late]

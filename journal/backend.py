@@ -145,6 +145,9 @@ class Look(Protocol):
     def count(self) -> int:
         """The number of events that are kept."""
 
+    def tallies(self) -> tuple[int, int]:
+        """How many runs live, and how many have ended."""
+
     def place(self, number: int, seq: int) -> int | None:
         """The position of an event."""
 

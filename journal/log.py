@@ -16,7 +16,7 @@ from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, ReadOnly, S
 from casstore.home import open_home
 from casstore.lmdb_tables import LmdbTables
 from casstore.processes import current_process, is_gone
-from journal import backups, inspection, reading, records
+from journal import backups, inspection, reading, records, witness
 from journal.admission import ClaimRequest, RunAppend, Terms, is_free
 from journal.appends import Appended, Appender, Claim, PendingAppend, check_cursor, request_of
 from journal.backend import ClaimRow, JournalBackend
@@ -341,6 +341,16 @@ class Journal(RunOperations, RunUpkeep):
         """How many runs ended with that status after one unix time, and at or before another."""
         self._check()
         return reading.ended_between(self._backend, check_member("status", status, RunStatus), after_ms, until_ms)
+
+    def witness(self, retention: Retention) -> bytes:
+        """What `roots_since` of a later gc compares with."""
+        self._check()
+        return witness.witness(self._backend, retention)
+
+    def roots_since(self, witnessed: bytes, retention: Retention) -> list[Root] | None:
+        """What events since then name; None where what was kept then may not be now. Raises: InvalidStream."""
+        self._check()
+        return witness.roots_since(self._backend, witnessed, retention)
 
     def roots_after(self, position: int) -> tuple[int, list[Root]]:
         """What events after a position name."""
