@@ -11,7 +11,7 @@ from uuid import UUID
 from blake3 import blake3
 
 from casstore import Retention, Root
-from journal import reading
+from journal import reading, records
 from journal.backend import JournalBackend, Look
 from journal.events import RecordedEvent, RunCompleted, RunStarted, links
 from journal.failures import RunStatus
@@ -26,7 +26,7 @@ _GREATEST: Final = (1 << 64) - 1
 @final
 class Witness(NamedTuple):
     """The journal as it was: newest position, events kept, runs that live and that ended; how it was asked; and a
-    hash of its newest record, BLAKE3-128."""
+    BLAKE3-128 of its newest record."""
 
     position: int
     events: int
@@ -84,8 +84,12 @@ def _witness(look: Look, retention: Retention) -> Witness:
 
 
 def _hash_at(look: Look, position: int) -> bytes:
+    """Of the record and its run's id: run numbers and seqs are the same in many journals."""
     found = next(look.after(position - 1), None) if position else None
-    return blake3(found[1] if found is not None and found[0] == position else b"").digest(16)
+    if found is None or found[0] != position:
+        return bytes(16)
+    row = look.numbered(records.peek(found[1])[1])
+    return blake3((row.run_id.bytes if row is not None else b"") + found[1]).digest(16)
 
 
 def _is_later(look: Look, then: Witness, now: Witness) -> bool:
