@@ -239,7 +239,7 @@ class _Listing:
     def __init__(self, txn: WriteTransaction, names: Sequence[bytes]) -> None:
         self._txn = txn
         self._prefixes = {name: bytes((place,)) for place, name in enumerate(names)}
-        self.get, self.count, self.scan = txn.get, txn.count, txn.scan
+        self.get, self.count, self.scan, self.version = txn.get, txn.count, txn.scan, txn.version
         self.get_many, self.keys = txn.get_many, txn.keys
 
     def put(self, table: bytes, key: bytes, value: bytes) -> None:

@@ -103,6 +103,10 @@ class _LmdbTransaction:
             if cursor.set_range(start) if start else cursor.first():
                 yield from cursor.iternext(keys=True, values=False)
 
+    def version(self) -> int:
+        number: int = self._txn.id()
+        return number
+
     def put(self, table: bytes, key: bytes, value: bytes) -> None:
         self._txn.put(key, value, db=self._handles[table])
 

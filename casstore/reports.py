@@ -102,8 +102,8 @@ class GcReport:
     file system: `file_bytes` is what the file has, `reusable_bytes` how much of it is free pages, once this gc is done
     (before it, in a dry run), and `Store.compact` gives them back. `kept_bytes` belong to removed artifacts that living
     deltas still need, `quarantined_bytes` to those that can be brought back. `rescued` counts candidates that somebody
-    touched meanwhile. `over_quota_bytes` is by how much what has to stay is more than the quota. `incremental`: what is new since the last gc is
-    all needed, so that nothing else had to be looked at.
+    touched meanwhile. `over_quota_bytes` is by how much what has to stay is more than the quota. `incremental`: what
+    is new since the last gc is all needed, so that nothing else had to be looked at.
     """
 
     gc: int

@@ -31,6 +31,9 @@ class ReadTransaction(Protocol):
     def keys(self, table: bytes, start: bytes = b"") -> Iterator[bytes]:
         """Keys >= start ascending, without reading what they hold."""
 
+    def version(self) -> int:
+        """The number of the commit that it shows: greater after every commit of any process."""
+
 
 class WriteTransaction(ReadTransaction, Protocol):
     """The one writer. Nothing is visible to others before it commits."""
@@ -88,21 +91,23 @@ class MemoryTables:
         self._rows: dict[bytes, dict[bytes, bytes]] = {name: {} for name in names}
         self._keys: dict[bytes, list[bytes]] = {name: [] for name in names}
         self._lock = threading.RLock()
+        self._version = 0
 
     @contextmanager
     def read(self) -> Iterator[ReadTransaction]:
         with self._lock:
-            yield _MemoryTransaction(self._rows, self._keys)
+            yield _MemoryTransaction(self._rows, self._keys, self._version)
 
     @contextmanager
     def write(self) -> Iterator[WriteTransaction]:
         with self._lock:
-            txn = _MemoryTransaction(self._rows, self._keys)
+            txn = _MemoryTransaction(self._rows, self._keys, self._version + 1)
             try:
                 yield txn
             except BaseException:
                 txn.undo()
                 raise
+            self._version += 1
 
     def sync(self) -> None:
         """Memory has nothing to flush."""
@@ -129,8 +134,8 @@ class MemoryTables:
 
 @final
 class _MemoryTransaction:
-    def __init__(self, rows: dict[bytes, dict[bytes, bytes]], keys: dict[bytes, list[bytes]]) -> None:
-        self._rows, self._keys = rows, keys
+    def __init__(self, rows: dict[bytes, dict[bytes, bytes]], keys: dict[bytes, list[bytes]], version: int) -> None:
+        self._rows, self._keys, self._version = rows, keys, version
         self._before: list[tuple[bytes, bytes, bytes | None]] = []
 
     def get(self, table: bytes, key: bytes) -> bytes | None:
@@ -151,6 +156,9 @@ class _MemoryTransaction:
         for key in found:
             if key in rows:
                 yield key, rows[key]
+
+    def version(self) -> int:
+        return self._version
 
     def put(self, table: bytes, key: bytes, value: bytes) -> None:
         old = self._rows[table].get(key)

@@ -90,10 +90,14 @@ class PendingAppend:
 
 @final
 class Appender:
-    """The numbers in comments are the steps of docs/GC.md, section 2, "Append". `terms` says what time it is."""
+    """The numbers in comments are the steps of docs/GC.md, section 2, "Append". `terms` says what time it is;
+    `committed` is called after each commit."""
 
-    def __init__(self, backend: JournalBackend, store: Store, terms: Callable[[], Terms]) -> None:
-        self._backend, self._store, self._terms = backend, store, terms
+    def __init__(
+        self, backend: JournalBackend, store: Store, terms: Callable[[], Terms],
+        committed: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._backend, self._store, self._terms, self._committed = backend, store, terms, committed
         self._staging = store.staging
         self._committer = Committer(self._commit_group)
 
@@ -161,6 +165,7 @@ class Appender:
             self._backend.commit(waiting, again, check, settled)
         except PoisonedHandle as error:
             raise OutcomeUnknown("an append", str(error)) from error
+        self._committed()
 
     def _place(self, appends: Sequence[Append]) -> list[Staged]:
         """What the appends bring along is staged where it is small, else put into the store. Before that room is made:

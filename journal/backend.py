@@ -194,6 +194,12 @@ class JournalBackend(Protocol):
     def look(self) -> AbstractContextManager[Look]:
         """A look at what is committed now."""
 
+    def version(self) -> int:
+        """A number that is another one after every commit of any process; a later look shows at least that commit.
+
+        Followers ask for it again and again, so it costs less than a look at what was appended.
+        """
+
     def commit(
         self, units: Sequence[Unit], admit: Callable[[Unit, Look], None], check: Callable[[Unit, Look], None],
         settled: Callable[[], Iterable[ArtifactId]] = tuple,

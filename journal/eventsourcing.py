@@ -25,7 +25,6 @@ from __future__ import annotations
 import json
 import threading
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -64,6 +63,7 @@ from journal.errors import (
     MissingArtifact,
 )
 from journal.events import DomainEvent, Event, RecordedEvent, RunStarted
+from journal.feeding import follow_source
 from journal.log import Journal, open_journal
 
 __all__ = [
@@ -84,7 +84,6 @@ INLINE_BYTES: Final = 1_700  # of a payload; the rest of a record (docs/FORMAT.m
 
 T = TypeVar("T")
 _PAGE: Final = 500
-_POLL_S: Final = (0.001, 0.05)  # a subscription looks this often: soon after an event, and after a while without any
 _ENDED: Final = 1 << 65  # above every version: what an event counts as that is none of ours, as of a run that was ended
 _Batches = dict[UUID | str, tuple[int, list[Event]]]
 
@@ -305,33 +304,37 @@ class JournalSubscription(Subscription[JournalApplicationRecorder]):
     def __init__(self, recorder: JournalApplicationRecorder, gt: int | None = None, topics: Sequence[str] = ()) -> None:
         super().__init__(recorder, gt, topics)
         self._seen = max(gt or 0, 0)
-        self._waiting: deque[Notification] = deque()
-        self._stopped = threading.Event()
+        self.ended = False
+        self._items = follow_source(recorder._journal, self, None)
 
     def stop(self) -> None:
         super().stop()
-        self._stopped.set()
+        self.ended = True
+        self._recorder._journal._bell.ring()
 
     def __next__(self) -> Notification:
-        pause = _POLL_S[0]
-        while not self._stopped.is_set():
-            if self._waiting:
-                return self._waiting.popleft()
-            if self._look():
-                pause = _POLL_S[0]
-                continue
-            self._stopped.wait(pause)
-            pause = min(pause * 2, _POLL_S[1])
+        if not self.ended:
+            with _translated():
+                for item in self._items:
+                    return item
         raise StopIteration
 
-    def _look(self) -> bool:
-        """Whether there was anything new, wanted or not: what is not wanted is not looked at again."""
-        before = self._seen
-        for item in islice(self._recorder.notifications(before), _PAGE):
-            self._seen = item.id
-            if not self._topics or item.topic in self._topics:
-                self._waiting.append(item)
-        return self._seen > before
+    # -- as a Source
+
+    def check(self) -> None:
+        self._recorder._journal._check()
+
+    def page(self) -> list[Notification]:
+        found: list[Notification] = []
+        while not found:
+            before = self._seen
+            for item in islice(self._recorder.notifications(before), _PAGE):
+                self._seen = item.id  # what is not wanted is not looked at again either
+                if not self._topics or item.topic in self._topics:
+                    found.append(item)
+            if self._seen == before:
+                break
+        return found
 
 
 class JournalFactory(InfrastructureFactory[JournalTrackingRecorder]):

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, final, overload
 from uuid import UUID
@@ -17,23 +18,22 @@ from casstore.home import open_home
 from casstore.lmdb_tables import LmdbTables
 from casstore.processes import current_process, is_gone
 from journal import backups, inspection, reading, records, witness
-from journal.admission import ClaimRequest, RunAppend, Terms, is_free
-from journal.appends import Appended, Appender, Claim, PendingAppend, check_cursor, request_of
-from journal.backend import ClaimRow, JournalBackend
+from journal.admission import ClaimRequest, RunAppend, Terms
+from journal.appends import Appended, Appender, PendingAppend, request_of
+from journal.backend import JournalBackend
+from journal.claims import RunClaims, check_limit
 from journal.context_codec import ContextCodec, PlainCodec
 from journal.envelopes import History, RunState
 from journal.errors import (
     AmbiguousRun,
-    Conflict,
-    Fenced,
     InvalidArgument,
-    InvalidEvent,
     InvalidRunId,
     JournalClosed,
     RunNotFound,
 )
 from journal.events import Event, RecordedEvent
 from journal.failures import RunStatus, check_member
+from journal.feeding import Bell, RunFeed
 from journal.ids import check_int, parse_run_id
 from journal.reading import RunSummary, stale_runs
 from journal.resume import CLAIM_TTL_MS, RunOperations
@@ -45,12 +45,11 @@ from journal.views import RunView
 __all__ = ["Journal", "open_journal"]
 
 T = TypeVar("T")
-_POLL_S: Final = (0.001, 0.05)  # a follower looks this often: soon after an event, and after a while without any
 _HEX: Final = frozenset("0123456789abcdef-")
 
 
 @final
-class Journal(RunOperations, RunUpkeep):
+class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
     """An open journal. All methods may be called from any thread; a handle serves one process.
 
     Every append is durable when it returns, and after every artifact that it names. A Journal is a RootSource for
@@ -67,7 +66,8 @@ class Journal(RunOperations, RunUpkeep):
         self.read_only = read_only
         self._backend, self._clock, self._name, self._on_close = backend, clock, name, on_close
         self._claim_ttl_ms = claim_ttl_ms
-        self._appender = Appender(backend, store, self._terms)
+        self._bell = Bell()
+        self._appender = Appender(backend, store, self._terms, self._bell.ring)
         self._pid = os.getpid()
         self._closed = False
 
@@ -187,13 +187,13 @@ class Journal(RunOperations, RunUpkeep):
         event is so many seconds old.
         """
         self._check()
+        check_limit(limit)
         if stale is not None:
-            return _take(stale_runs(self.runs(status=status, op_id=op_id, after=after), self._now_ms(), stale), limit)
+            every = self.runs(status=status, op_id=op_id, after=after)
+            return islice(stale_runs(every, self._now_ms(), stale), limit)
         wanted = status if status is None or status == "live" else check_member("status", status, RunStatus)
         found = reading.list_runs(self._backend, wanted, None if after is None else parse_run_id(after))
-        if limit is not None:
-            check_int("limit", limit, 0, 1 << 62)
-        return _take((row for row in found if op_id is None or row.op_id == op_id), limit)
+        return islice((row for row in found if op_id is None or row.op_id == op_id), limit)
 
     def resolve(self, prefix: str) -> UUID:
         """The only run whose id begins so (4 characters at least). Raises: RunNotFound, AmbiguousRun, InvalidRunId."""
@@ -203,122 +203,12 @@ class Journal(RunOperations, RunUpkeep):
             raise InvalidRunId(prefix, "a prefix has 4 to 36 characters of a run id's canonical text")
         first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
         with self._backend.look() as look:
-            found = list(_take(look.named(first, last), 5))
+            found = list(islice(look.named(first, last), 5))
         if not found:
             raise RunNotFound(prefix)
         if len(found) > 1:
             raise AmbiguousRun(prefix, tuple(map(str, found)))
         return found[0]
-
-    # -- the feed of all runs
-
-    def position(self) -> int:
-        """The position of the newest event, 0 when there is none."""
-        self._check()
-        with self._backend.look() as look:
-            return look.position()
-
-    def __len__(self) -> int:
-        """The number of events that are kept: positions of forgotten runs are not given out again."""
-        self._check()
-        with self._backend.look() as look:
-            return look.count()
-
-    def __bool__(self) -> bool:
-        return True
-
-    def position_of(self, run_id: UUID | str, seq: int) -> int:
-        """The position of one event. Raises: RunNotFound."""
-        self._check()
-        wanted = parse_run_id(run_id)
-        with self._backend.look() as look:
-            row = look.run(wanted)
-            place = None if row is None else look.place(row.number, seq)
-        if place is None:
-            raise RunNotFound(wanted)
-        return place
-
-    def feed(
-        self, after: int = 0, *, follow: bool = False, timeout: float | None = None
-    ) -> Iterator[RecordedEvent]:  # fmt: skip
-        """Events of all runs in commit order, those after a position: it never misses one that comes later.
-
-        With `follow` it waits for more, of any process, until `timeout` seconds pass without one.
-        """
-        check_int("after", after, 0, 1 << 63)
-        waited, pause = 0.0, _POLL_S[0]
-        while True:
-            self._check()
-            page = reading.feed_page(self._backend, after)
-            for item in page:
-                yield item
-                after = item.position
-            if page:
-                waited, pause = 0.0, _POLL_S[0]
-                continue
-            if not follow or (timeout is not None and waited >= timeout):
-                return
-            time.sleep(pause)
-            waited += pause
-            pause = min(pause * 2, _POLL_S[1])
-
-    # -- claims
-
-    def claim(self, run_id: UUID | str, owner: str | None = None, ttl: float | None = None) -> Claim:
-        """Take the claim on a run for `ttl` seconds; `owner` is by default this process, whose death frees it.
-
-        Raises: RunNotFound, Claimed, InvalidEvent (the run has ended).
-        """
-        self._check(write=True)
-        wanted = parse_run_id(run_id)
-        if owner is not None and (type(owner) is not str or not 0 < len(owner) <= 400):
-            raise InvalidArgument("owner", "text of 1 to 400 characters is wanted")
-        request = ClaimRequest(owner=owner, ttl_ms=None if ttl is None else _ttl_ms(ttl))
-        while True:
-            head = self.head(wanted)
-            if head == 0:
-                raise RunNotFound(wanted)
-            if self.run_state(wanted).status is not None:
-                raise InvalidEvent("after_run_completed", wanted, head + 1, "the run has ended")
-            try:
-                appended = self.append(wanted, head, [], claim=request)
-            except Conflict:  # somebody appended in between; a claim asks for no position
-                continue
-            assert appended.claim is not None
-            return appended.claim
-
-    def renew(self, claim: Claim, ttl: float | None = None) -> Claim:
-        """Extend a claim, an expired one too if nobody took it. Raises: Fenced (somebody did, or the run ended)."""
-        self._check(write=True)
-        ttl_ms = self._claim_ttl_ms if ttl is None else _ttl_ms(ttl)
-        until_ms = self._now_ms() + ttl_ms
-        self._set_claim(claim, ClaimRow(claim.owner, until_ms, ttl_ms))
-        return Claim(run_id=claim.run_id, epoch=claim.epoch, owner=claim.owner, until_ms=until_ms)
-
-    def release(self, claim: Claim) -> None:
-        """Give a claim back; one that was taken over or whose run ended or is gone is left as it is."""
-        self._check(write=True)
-        try:
-            self._set_claim(claim, None)
-        except (Fenced, RunNotFound):
-            return
-
-    def recoverable(self, *, op_id: str | None = None, limit: int | None = None) -> Iterator[RunSummary]:
-        """Live runs that nobody holds, newest first, but for those whose last failure says to wait longer."""
-        return _take(self._recoverable(op_id), limit)
-
-    # -- cursors
-
-    def cursor(self, name: str) -> int:
-        """The position kept under a name, 0 where there is none."""
-        self._check()
-        with self._backend.look() as look:
-            return look.cursor(check_cursor(name)) or 0
-
-    def move_cursor(self, name: str, position: int) -> None:
-        """Keep a position under a name. Durable on return."""
-        self._check(write=True)
-        self._backend.set_cursor(check_cursor(name), check_int("position", position, 0, 1 << 63))
 
     # -- for gc: a RootSource
 
@@ -411,6 +301,7 @@ class Journal(RunOperations, RunUpkeep):
             self._closed = True
             self._on_close()
         self._closed = True
+        self._bell.ring()  # who follows hears of it
 
     def __enter__(self) -> Journal:
         return self
@@ -441,26 +332,6 @@ class Journal(RunOperations, RunUpkeep):
 
     def _terms(self) -> Terms:
         return Terms(self._now_ms(), current_process(), self._claim_ttl_ms, is_gone)
-
-    def _set_claim(self, claim: Claim, row: ClaimRow | None) -> None:
-        with self._backend.look() as look:
-            found = look.run(claim.run_id)
-        if found is None:
-            raise RunNotFound(claim.run_id)
-        epoch = self._backend.set_claim(found.number, claim.epoch, row) if found.epoch == claim.epoch else found.epoch
-        if epoch != claim.epoch:
-            raise Fenced(claim.run_id, claim.epoch, found.epoch if epoch is None else epoch)
-
-    def _recoverable(self, op_id: str | None) -> Iterator[RunSummary]:
-        for run in self.runs(status="live", op_id=op_id):
-            terms = self._terms()
-            if run.retry_at_ms > terms.now_ms:
-                continue
-            with self._backend.look() as look:
-                row = look.run(run.run_id)
-                free = row is not None and row.status is None and is_free(look.claim(row.number), terms)
-            if free:
-                yield run
 
 
 def open_journal(
@@ -510,18 +381,3 @@ def open_journal(
 def _range(from_seq: int, to_seq: int | None) -> tuple[int, int | None]:
     check_int("from_seq", from_seq, -(1 << 62), 1 << 62)
     return from_seq, None if to_seq is None else check_int("to_seq", to_seq, -(1 << 62), 1 << 62)
-
-
-def _ttl_ms(ttl: float) -> int:
-    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 < ttl < 1 << 40:
-        raise InvalidArgument("ttl", "a number of seconds above 0 is wanted")
-    return max(int(ttl * 1000), 1)
-
-
-def _take(items: Iterator[T], limit: int | None) -> Iterator[T]:
-    if limit == 0:
-        return
-    for count, item in enumerate(items, 1):
-        yield item
-        if count == limit:
-            return

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, final
 from uuid import UUID
 
 from journal.envelopes import RunState
-from journal.errors import InvalidArgument, RunNotFound
+from journal.errors import RunNotFound
 from journal.events import RecordedEvent, RunCompleted
 from journal.failures import RunStatus
+from journal.feeding import Source, follow_source
 from journal.ids import check_int
 
 if TYPE_CHECKING:
     from journal.log import Journal
-
-_POLL_S: Final = (0.001, 0.05)  # as a follower of the feed
 
 
 @final
@@ -60,24 +58,11 @@ class RunReader:
 
         Ends after RunCompleted, or when `timeout` seconds pass without an event of this run.
         """
-        if timeout is not None and (isinstance(timeout, bool) or not timeout >= 0):
-            raise InvalidArgument("timeout", "a number of seconds, 0 or more, is wanted")
-        return self._watch(timeout, self.state.head if after is None else check_int("after", after, 0, 1 << 62))
+        return follow_source(self._journal, self._watched(after), timeout)
 
-    def _watch(self, timeout: float | None, seq: int) -> Iterator[RecordedEvent]:
-        waited, pause = 0.0, _POLL_S[0]
-        while True:
-            ended = self.status is not None  # before the events are read: then they are all that there will be
-            for item in self.events(seq + 1):
-                yield item
-                seq, waited, pause = item.seq, 0.0, _POLL_S[0]
-                if type(item.event) is RunCompleted:
-                    return
-            if ended or (timeout is not None and waited >= timeout):
-                return
-            time.sleep(pause)
-            waited += pause
-            pause = min(pause * 2, _POLL_S[1])
+    def _watched(self, after: int | None) -> Source[RecordedEvent]:
+        """What `watch` follows."""
+        return _Events(self, self.state.head if after is None else check_int("after", after, 0, 1 << 62))
 
     def _check(self) -> None:
         self._journal._check()
@@ -87,3 +72,23 @@ class RunReader:
 
     def __repr__(self) -> str:
         return f"RunReader({self.run_id})"
+
+
+@final
+class _Events:
+    """A Source: the events of one run after a seq."""
+
+    def __init__(self, run: RunReader, seq: int) -> None:
+        self._run, self._seq = run, seq
+        self.ended = False
+
+    def check(self) -> None:
+        self._run._check()
+
+    def page(self) -> list[RecordedEvent]:
+        ended = self._run.status is not None  # before the events are read: then they are all that there will be
+        found = self._run.events(self._seq + 1)
+        if found:
+            self._seq = found[-1].seq
+        self.ended = ended or (bool(found) and type(found[-1].event) is RunCompleted)
+        return found

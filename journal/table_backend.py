@@ -235,6 +235,11 @@ class TableBackend:
         with self._tables.read() as txn:
             yield TableLook(txn)
 
+    def version(self) -> int:
+        # Not what the engine knows as its newest commit: while that is being flushed no snapshot shows it yet.
+        with self._tables.read() as txn:
+            return txn.version()
+
     def commit(
         self, units: Sequence[Unit], admit: Callable[[Unit, Look], None], check: Callable[[Unit, Look], None],
         settled: Callable[[], Iterable[ArtifactId]] = tuple,
