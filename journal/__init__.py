@@ -13,6 +13,7 @@
 from journal.admission import ClaimRequest
 from journal.aio import AsyncJournal
 from journal.aio_recorder import AsyncAttempt, AsyncRun
+from journal.aio_view import AsyncRunReader
 from journal.appends import Appended, Claim, PendingAppend
 from journal.attempt import Attempt
 from journal.context_codec import ContextCodec, DataclassCodec, PlainCodec, PydanticCodec
@@ -78,6 +79,7 @@ __all__ = [
     "AsyncAttempt",
     "AsyncJournal",
     "AsyncRun",
+    "AsyncRunReader",
     "Attempt",
     "AttemptLost",
     "AttemptNotCompleted",

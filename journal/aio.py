@@ -6,35 +6,38 @@ commits. A cancelled call that had begun is finished before CancelledError is ra
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from types import TracebackType
-from typing import Any, Final, Literal, TypeVar, final, overload
+from typing import Any, BinaryIO, Literal, ParamSpec, TypeVar, final, overload
 from uuid import UUID
 
-from casstore import Store
+from casstore import BackupReport, PreparedPut, Store
 from journal import domain
 from journal.admission import ClaimRequest
 from journal.aio_recorder import AsyncRun, give_back
-from journal.appends import Appended, Claim
+from journal.aio_view import AsyncRunReader
+from journal.appends import Appended, Claim, PendingAppend
 from journal.context_codec import ContextCodec
 from journal.envelopes import RunState
 from journal.errors import JournalClosed
 from journal.events import Event, RecordedEvent
 from journal.failures import RunStatus
+from journal.feeding import Source, follow_in_tasks, following_of
 from journal.inspection import Finding
 from journal.log import Journal, open_journal
 from journal.offload import WORKERS, Calls, Opening, Outcome, Signal, aside
 from journal.reading import PAGE_EVENTS, RunSummary
+from journal.rebuilding import RebuildReport
 from journal.recorder import CANCELLED, Classifier, Run
 from journal.resume import ResumePoint
+from journal.run_files import RunExport, RunImport
 
+P = ParamSpec("P")
 T = TypeVar("T")
-_POLL_S: Final = (0.001, 0.05)  # a follower looks this often: soon after an event, and after a while without any
 
 
 @final
@@ -164,6 +167,7 @@ class AsyncJournal:
     async def append(
         self, run_id: UUID | str, expected_seq: int, events: Iterable[Event | RecordedEvent], *,
         token: bytes | None = None, epoch: int | None = None, claim: ClaimRequest | None = None,
+        cursors: Mapping[str, int] | None = None, puts: Sequence[PreparedPut] = (),
     ) -> Appended:  # fmt: skip
         """Append to a run that holds `expected_seq` events (0: a new run); all or nothing, durable on return.
 
@@ -171,23 +175,24 @@ class AsyncJournal:
         refused when CancelledError is raised. Raises: as Journal.append.
         """
         self._check()
-        pending = self._journal.append(run_id, expected_seq, events, token=token, epoch=epoch, claim=claim, wait=False)
-        outcome: Outcome[Appended] = Outcome()
-        signal = Signal()
-        pending.when_done(signal.give)
-        outcome.cancelled = await signal.wait()
-        outcome.run(pending.result)
-        return outcome.get()
+        pending = self._journal.append(run_id, expected_seq, events, token=token, epoch=epoch, claim=claim,
+                                       cursors=cursors, puts=puts, wait=False)  # fmt: skip
+        return next(iter((await _answered(pending)).values()))
 
     async def append_many(
         self, batches: Mapping[UUID | str, tuple[int, Iterable[Event | RecordedEvent]]], *,
         token: bytes | None = None, epochs: Mapping[UUID | str, int] | None = None,
+        cursors: Mapping[str, int] | None = None,
     ) -> dict[UUID, Appended]:  # fmt: skip
         """Append to several runs, all or nothing: {run id: (expected_seq, events)}. Existing only if all are.
 
-        Raises: as Journal.append_many.
+        Waiting takes no thread. Raises: as Journal.append_many.
         """
-        return await self._calls.run(lambda: self._journal.append_many(batches, token=token, epochs=epochs))
+        self._check()
+        requests = self._journal._batches(batches, epochs)
+        if not requests:
+            return {}
+        return await _answered(self._journal._appender.append_later(requests, token, cursors))
 
     # -- read
 
@@ -220,13 +225,16 @@ class AsyncJournal:
 
     def runs(
         self, *, status: RunStatus | str | None = None, op_id: str | None = None, limit: int | None = None,
-        after: UUID | str | None = None,
+        after: UUID | str | None = None, stale: float | None = None,
     ) -> AsyncIterator[RunSummary]:  # fmt: skip
         """Runs, newest first: all, the live ones (status "live"), or those that ended so (latest end first).
 
-        `after` is a run id of an earlier list, from which it goes on.
+        `after` is a run id of an earlier list, from which it goes on; `stale` leaves of the live ones those whose last
+        event is so many seconds old.
         """
-        return self._listed(lambda: self._journal.runs(status=status, op_id=op_id, limit=limit, after=after))
+        return self._listed(
+            lambda: self._journal.runs(status=status, op_id=op_id, limit=limit, after=after, stale=stale)
+        )
 
     def recoverable(self, *, op_id: str | None = None, limit: int | None = None) -> AsyncIterator[RunSummary]:
         """Live runs that nobody holds, newest first, but for those whose last failure says to wait longer."""
@@ -249,26 +257,12 @@ class AsyncJournal:
 
         With `follow` it waits for more, of any process, until `timeout` seconds pass without one. No thread waits.
         """
-        return self._feed(after, follow, timeout)
+        return self._followed(self._journal._feed_source(after), timeout if follow else 0.0)
 
-    async def _feed(self, after: int, follow: bool, silence_s: float | None) -> AsyncIterator[RecordedEvent]:
-        waited, pause = 0.0, _POLL_S[0]
-        while True:
-            page = await self._calls.run(partial(self._page, after))
-            for item in page:
-                yield item
-                after = item.position
-            if page:
-                waited, pause = 0.0, _POLL_S[0]
-                continue
-            if not follow or (silence_s is not None and waited >= silence_s):
-                return
-            await asyncio.sleep(pause)
-            waited += pause
-            pause = min(pause * 2, _POLL_S[1])
-
-    def _page(self, after: int) -> list[RecordedEvent]:
-        return _some(self._journal.feed(after))
+    def _followed(self, source: Source[T], timeout: float | None) -> AsyncIterator[T]:
+        self._check()
+        following = following_of(self._journal, source, timeout)
+        return follow_in_tasks(following, self._journal._bell, self._check, self._calls.run)
 
     # -- claims
 
@@ -302,8 +296,52 @@ class AsyncJournal:
     # -- look after
 
     async def verify(self, *, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
-        """Check every run. `progress` is called in another thread."""
-        return await self._calls.run(lambda: self._journal.verify(progress=progress))
+        """Check every run. `progress` is called in another thread; cancelled, it ends soon."""
+
+        def verify(go_on: Callable[[], None]) -> list[Finding]:
+            return self._journal.verify(progress=_noted(go_on, progress))
+
+        return await self._calls.run_long(verify)
+
+    async def run(self, run_id: UUID | str) -> AsyncRunReader:
+        """A run to look at: state, events, facts, context, and its new events as they come. Raises: RunNotFound."""
+        return AsyncRunReader(await self._calls.run(lambda: self._journal.run(run_id)), self._calls, self._followed)
+
+    async def forget(self, run_id: UUID | str) -> int:
+        """Remove the events of a run that has ended, on purpose; the number of them. Raises: as Journal.forget."""
+        return await self._calls.run(lambda: self._journal.forget(run_id))
+
+    async def rebuild(self, *, dry_run: bool = False, force: bool = False) -> RebuildReport:
+        """Make the rows of all runs anew from their events and put right those that differ. See Journal.rebuild."""
+        return await self._calls.run(lambda: self._journal.rebuild(dry_run=dry_run, force=force))
+
+    async def export(
+        self, run_id: UUID | str, out: str | os.PathLike[str] | BinaryIO, *,
+        progress: Callable[[int], None] | None = None,
+    ) -> RunExport:  # fmt: skip
+        """Write a run into one CAR file. `out` is written and `progress` called in another thread; cancelled, it ends
+        soon, and a path is as it was. Raises: as Journal.export."""
+
+        def export(go_on: Callable[[], None]) -> RunExport:
+            return self._journal.export(run_id, out, progress=_noted(go_on, progress))
+
+        return await self._calls.run_long(export)
+
+    async def import_(
+        self, src: str | os.PathLike[str] | BinaryIO, *, pin: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> RunImport:  # fmt: skip
+        """Take the run of such a file. `src` is read and `progress` called in another thread; cancelled, it ends soon
+        and no event is written, or all are. Raises: as Journal.import_."""
+
+        def import_(go_on: Callable[[], None]) -> RunImport:
+            return self._journal.import_(src, pin=pin, progress=_noted(go_on, progress))
+
+        return await self._calls.run_long(import_)
+
+    async def backup(self, dest: str | os.PathLike[str]) -> BackupReport:
+        """Copy the whole home, store and journal, to `dest`, where nothing is yet. Raises: as Journal.backup."""
+        return await self._calls.run(lambda: self._journal.backup(dest))
 
     async def chain_head(self, run_id: UUID | str, seq: int) -> bytes:
         """The head of the run's chain of records after an event, 32 bytes. Raises: RunNotFound."""
@@ -318,6 +356,7 @@ class AsyncJournal:
         """
         if not self._closed:
             self._closed = True
+            self._journal._bell.ring()  # who follows hears of it
             (await aside(self._close)).get()
 
     def _close(self) -> None:
@@ -358,3 +397,24 @@ class AsyncJournal:
 
 def _some(items: Iterator[T]) -> list[T]:
     return list(islice(items, PAGE_EVENTS))
+
+
+def _noted(go_on: Callable[[], None], progress: Callable[P, None] | None) -> Callable[P, None]:
+    """A progress that also asks whether to go on."""
+
+    def advance(*done: P.args, **named: P.kwargs) -> None:
+        go_on()
+        if progress is not None:
+            progress(*done, **named)
+
+    return advance
+
+
+async def _answered(pending: PendingAppend) -> dict[UUID, Appended]:
+    """What became of an append that is queued, however often the task is cancelled meanwhile. No thread waits."""
+    outcome: Outcome[dict[UUID, Appended]] = Outcome()
+    signal = Signal()
+    pending.when_done(signal.give)
+    outcome.cancelled = await signal.wait()
+    outcome.run(pending.results)
+    return outcome.get()

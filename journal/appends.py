@@ -85,7 +85,11 @@ class PendingAppend:
 
     def result(self) -> Appended:
         """Wait until it is durable. Raises: what append raises."""
-        return next(iter(self._appender.answer(self._pending).values()))
+        return next(iter(self.results().values()))
+
+    def results(self) -> dict[UUID, Appended]:
+        """As result, for an append to several runs."""
+        return self._appender.answer(self._pending)
 
 
 @final
@@ -112,11 +116,11 @@ class Appender:
         return self.answer(pending)
 
     def append_later(
-        self, request: RunAppend, token: bytes | None, cursors: Mapping[str, int] | None = None,
+        self, requests: Iterable[RunAppend], token: bytes | None, cursors: Mapping[str, int] | None = None,
         puts: Sequence[PreparedPut] = (),
     ) -> PendingAppend:  # fmt: skip
         """Queued on return."""
-        pending = Append([request], check_token(token), cursors, puts)
+        pending = Append(list(requests), check_token(token), cursors, puts)
         self._committer.submit(pending)
         self._committer.start_thread()
         return PendingAppend(self, pending)

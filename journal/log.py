@@ -105,7 +105,7 @@ class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
         self._check(write=True)
         request = request_of(run_id, expected_seq, events, epoch, claim)
         if not wait:
-            return self._appender.append_later(request, token, cursors, puts)
+            return self._appender.append_later([request], token, cursors, puts)
         return self._appender.append([request], token, cursors, puts)[request.run_id]
 
     def append_many(
@@ -117,6 +117,13 @@ class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
 
         Raises: as append; InvalidArgument where a run stands there twice.
         """
+        requests = self._batches(batches, epochs)
+        return self._appender.append(requests, token, cursors) if requests else {}
+
+    def _batches(
+        self, batches: Mapping[UUID | str, tuple[int, Iterable[Event | RecordedEvent]]],
+        epochs: Mapping[UUID | str, int] | None,
+    ) -> list[RunAppend]:  # fmt: skip
         self._check(write=True)
         given = {parse_run_id(run_id): epoch for run_id, epoch in (epochs or {}).items()}
         requests: dict[UUID, RunAppend] = {}
@@ -126,7 +133,7 @@ class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
             if request.run_id in requests:
                 raise InvalidArgument("batches", f"run {request.run_id} stands there twice")
             requests[request.run_id] = request
-        return self._appender.append(requests.values(), token, cursors) if requests else {}
+        return list(requests.values())
 
     # -- read
 

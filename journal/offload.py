@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import threading
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from types import TracebackType
@@ -91,9 +92,13 @@ class Signal:
         return first
 
 
-async def settle(pool: Executor, work: Callable[[], T], *, whole: bool) -> Outcome[T]:
-    """Make the call in a thread of the pool, in the context of the caller. Raises: CancelledError where the call had
-    not begun and is not made; never with `whole`."""
+async def settle(
+    pool: Executor, work: Callable[[], T], *, whole: bool, stop: Callable[[], None] = lambda: None
+) -> Outcome[T]:
+    """Make the call in a thread of the pool, in the context of the caller. `stop` is called at a cancellation.
+
+    Raises: CancelledError where the call had not begun and is not made; never with `whole`.
+    """
     outcome: Outcome[T] = Outcome()
     signal = Signal()
 
@@ -102,7 +107,12 @@ async def settle(pool: Executor, work: Callable[[], T], *, whole: bool) -> Outco
         signal.give()
 
     begun = pool.submit(contextvars.copy_context().run, call)
-    outcome.cancelled = await signal.wait((lambda: False) if whole else begun.cancel)
+
+    def drop() -> bool:
+        stop()
+        return not whole and begun.cancel()
+
+    outcome.cancelled = await signal.wait(drop)
     return outcome
 
 
@@ -113,6 +123,10 @@ async def aside(work: Callable[[], T]) -> Outcome[T]:
         return await settle(pool, work, whole=True)
     finally:
         pool.shutdown(wait=False)
+
+
+class _Stopped(Exception):
+    """The task that waits for the call was cancelled."""
 
 
 @final
@@ -127,6 +141,21 @@ class Calls:
         """What the call returns. Raises: what it raises; CancelledError once it is over, or where it had not begun."""
         self._check()
         return (await settle(self._pool, work, whole=False)).get()
+
+    async def run_long(self, work: Callable[[Callable[[], None]], T]) -> T:
+        """As run, for what may take minutes: `work` is given a function to call now and then, which raises once the
+        task is cancelled."""
+        self._check()
+        stopped = threading.Event()
+
+        def go_on() -> None:
+            if stopped.is_set():
+                raise _Stopped
+
+        outcome = await settle(self._pool, lambda: work(go_on), whole=False, stop=stopped.set)
+        if isinstance(outcome.error, _Stopped):
+            outcome.error = None
+        return outcome.get()
 
     async def finish(self, work: Callable[[], T]) -> Outcome[T]:
         """Make the call whatever happens: to the end, and in this thread where the others are gone."""

@@ -62,13 +62,17 @@ class RunReader:
 
     def _watched(self, after: int | None) -> Source[RecordedEvent]:
         """What `watch` follows."""
-        return _Events(self, self.state.head if after is None else check_int("after", after, 0, 1 << 62))
+        head = self._check()
+        return _Events(self, head if after is None else check_int("after", after, 0, 1 << 62))
 
-    def _check(self) -> None:
+    def _check(self) -> int:
+        """The number of its events."""
         self._journal._check()
         with self._journal._backend.look() as look:
-            if look.numbered(self._number) is None:
-                raise RunNotFound(self.run_id)
+            row = look.numbered(self._number)
+        if row is None:
+            raise RunNotFound(self.run_id)
+        return row.head
 
     def __repr__(self) -> str:
         return f"RunReader({self.run_id})"
