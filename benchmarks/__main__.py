@@ -1,4 +1,4 @@
-"""The command line: python -m benchmarks steps|runs|objects|append|recover|bases|files|all|flushes|check."""
+"""The command line: python -m benchmarks steps|runs|objects|append|recover|feed|bases|files|all|flushes|check."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.measure import RESULTS, Results, machine
 from benchmarks.options import Options, parse_size, say
 from benchmarks.report import tables
 
-WORKLOADS: Final = ("steps", "runs", "objects", "append", "recover", "bases", "files")
+WORKLOADS: Final = ("steps", "runs", "objects", "append", "recover", "feed", "bases", "files")
 MEMORY_FILESYSTEMS: Final = ("tmpfs", "ramfs")
 
 

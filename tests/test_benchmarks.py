@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import append, bases, check, files, flushing, measure, objects, recover, runs, steps
+from benchmarks import append, bases, check, feed, files, flushing, measure, objects, recover, runs, steps
 from benchmarks.data import Context
 from benchmarks.event_peers import EventPeer, FloorEvents, OursEvents, RawLmdbEvents, SqliteEvents
 from benchmarks.measure import Results, Row, better, figure, figures
@@ -52,6 +52,14 @@ def test_versions_are_read_in_every_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("peer", [OursEvents, SqliteEvents, RawLmdbEvents])
 def test_events_of_several_threads_are_read_in_order(peer: type[EventPeer], tmp_path: Path) -> None:
     append.measure_threads(peer, tmp_path, 0, threads=3, each=5)
+
+
+def test_followers_hear_every_event_once(tmp_path: Path) -> None:
+    for measured in (feed.measure_here, feed.measure_other):
+        found = measured(feed.OursFeed, tmp_path / measured.__name__, 0, gap_s=0.0, count=20)
+        assert len(found["heard_s"]) == 20  # type: ignore[arg-type]
+    assert feed.measure_idle(feed.OursFeed, tmp_path / "idle", 0, for_s=0.01).keys() == {"cpu_percent"}
+    assert len(feed.measure_here(feed.EventSourcingFeed, tmp_path, 0, gap_s=0.0, count=20)["heard_s"]) == 20  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("peer", [OursEvents, SqliteEvents, RawLmdbEvents, FloorEvents])
