@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from helpers import assert_whole
+from helpers import assert_whole, say
 
 import casstore
 import journal
@@ -31,13 +31,6 @@ def rounds(pause_s: float = 0.0) -> Iterator[int]:
     while not select.select([sys.stdin], [], [], pause_s)[0]:
         yield count
         count += 1
-
-
-def say(path: Path, *words: object) -> None:
-    """One line in one write: a kill leaves it out or leaves it whole."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.write(descriptor, (" ".join(map(str, words)) + "\n").encode())
-    os.close(descriptor)
 
 
 # -- runs with an end that is known beforehand ----------------------------------------------------------
