@@ -24,6 +24,7 @@ MAX_DEPTH: Final = 128  # containers inside containers; well below where cbor2 o
 _INT_MIN, _INT_MAX = -(1 << 64), (1 << 64) - 1
 _LEAVES: Final = frozenset({str, int, float, bool, type(None), bytes})
 _CONTAINERS: Final = frozenset({dict, list})
+_KEYS: Final = frozenset({str})
 _CONTAINER_HEADS: Final = bytes(range(0x80, 0xBC))
 _FINDS_MAX: Final = 500
 _LINK_TAG: Final = 42
@@ -93,12 +94,16 @@ def _is_simple(value: object) -> bool:
         if kinds - _CONTAINERS:
             return False
         below: list[Any] = []
+        keys: list[Any] = []
         for item in level:
             kind = type(item)
             if kind is dict:
                 below += item.values()
+                keys += item
             elif kind is list:
                 below += item
+        if keys and set(map(type, keys)) != _KEYS:
+            return False
         level = below
     return False
 

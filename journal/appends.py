@@ -305,6 +305,10 @@ def request_of(
     check_int("expected_seq", expected_seq, 0, 1 << 62)
     if epoch is not None:
         check_int("epoch", epoch, 0, 1 << 62)
+    if claim is not None:
+        check_claim(claim)
+    if not isinstance(events, Iterable):
+        raise InvalidArgument("events", f"a list of events is wanted, not {type(events).__name__}")
     given = list(events)
     imported = [item for item in given if type(item) is RecordedEvent]
     if imported and len(imported) != len(given):
@@ -321,9 +325,28 @@ def request_of(
 
 def check_cursor(name: str) -> str:
     """The name itself. Raises: InvalidArgument."""
-    if type(name) is not str or not 0 < len(name.encode(errors="replace")) <= 400:
+    if not _is_name(name):
         raise InvalidArgument("name", "a cursor's name is text of 1 to 400 bytes")
     return name
+
+
+def check_claim(claim: ClaimRequest) -> ClaimRequest:
+    """The request itself. Raises: InvalidArgument."""
+    if type(claim) is not ClaimRequest:
+        raise InvalidArgument("claim", f"a ClaimRequest is wanted, not {type(claim).__name__}")
+    if claim.owner is not None and not _is_name(claim.owner):
+        raise InvalidArgument("owner", "text of 1 to 400 bytes is wanted")
+    if claim.ttl_ms is not None and not (type(claim.ttl_ms) is int and 0 < claim.ttl_ms < 1 << 50):
+        raise InvalidArgument("ttl_ms", "milliseconds above 0 are wanted")
+    return claim
+
+
+def _is_name(name: object) -> bool:
+    """Whether a row can hold it: it is not looked at again under the lock, where it would fail for all of a group."""
+    try:
+        return type(name) is str and 0 < len(name.encode()) <= 400
+    except UnicodeEncodeError:
+        return False
 
 
 def check_token(token: bytes | None) -> bytes | None:

@@ -4,6 +4,7 @@ the call returns."""
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from collections.abc import Callable
 from types import TracebackType
@@ -17,6 +18,7 @@ from journal.errors import (
     AttemptLost,
     AttemptNotCompleted,
     FactConflict,
+    InvalidArgument,
     InvalidEvent,
     RunExists,
     StateNotInPlan,
@@ -117,6 +119,9 @@ class Attempt:
             if bound is not None:
                 return self._run._store.get_value(bound)
             value = value()
+            if inspect.iscoroutine(value):
+                value.close()
+                raise InvalidArgument("value", "a coroutine function: attempts of an AsyncJournal await it")
         data, _ = values.encode(value)
         payload_id = ArtifactId.of(data)
         with self._run._lock:

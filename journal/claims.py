@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from journal.admission import ClaimRequest, is_free
-from journal.appends import Claim
+from journal.appends import Claim, check_claim
 from journal.backend import ClaimRow
 from journal.errors import Conflict, Fenced, InvalidArgument, InvalidEvent, RunNotFound
 from journal.ids import check_int, parse_run_id
@@ -38,9 +38,7 @@ class RunClaims:
         """
         self._check(write=True)
         wanted = parse_run_id(run_id)
-        if owner is not None and (type(owner) is not str or not 0 < len(owner) <= 400):
-            raise InvalidArgument("owner", "text of 1 to 400 characters is wanted")
-        request = ClaimRequest(owner=owner, ttl_ms=None if ttl is None else _ttl_ms(ttl))
+        request = check_claim(ClaimRequest(owner=owner, ttl_ms=None if ttl is None else _ttl_ms(ttl)))
         while True:
             head = self.head(wanted)
             if head == 0:

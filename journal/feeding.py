@@ -18,7 +18,7 @@ from journal import reading
 from journal.appends import check_cursor
 from journal.errors import InvalidArgument, RunNotFound
 from journal.events import RecordedEvent
-from journal.ids import check_int, parse_run_id
+from journal.ids import U64_MAX, check_int, parse_run_id
 
 if TYPE_CHECKING:
     from journal.backend import JournalBackend
@@ -203,9 +203,10 @@ class RunFeed:
         """The position of one event. Raises: RunNotFound."""
         self._check()
         wanted = parse_run_id(run_id)
+        check_int("seq", seq, 0, U64_MAX)
         with self._backend.look() as look:
             row = look.run(wanted)
-            place = None if row is None else look.place(row.number, seq)
+            place = look.place(row.number, seq) if row is not None and 1 <= seq <= row.head else None
         if place is None:
             raise RunNotFound(wanted)
         return place

@@ -34,7 +34,7 @@ from journal.errors import (
 from journal.events import Event, RecordedEvent
 from journal.failures import RunStatus, check_member
 from journal.feeding import Bell, RunFeed
-from journal.ids import check_int, parse_run_id
+from journal.ids import U64_MAX, check_int, check_op_id, parse_run_id
 from journal.reading import RunSummary, stale_runs
 from journal.resume import CLAIM_TTL_MS, RunOperations
 from journal.rows import TABLES
@@ -128,8 +128,7 @@ class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
         given = {parse_run_id(run_id): epoch for run_id, epoch in (epochs or {}).items()}
         requests: dict[UUID, RunAppend] = {}
         for name, (expected_seq, events) in batches.items():
-            request = request_of(name, expected_seq, events)
-            request.epoch = given.get(request.run_id)
+            request = request_of(name, expected_seq, events, given.get(parse_run_id(name)))
             if request.run_id in requests:
                 raise InvalidArgument("batches", f"run {request.run_id} stands there twice")
             requests[request.run_id] = request
@@ -195,6 +194,8 @@ class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
         """
         self._check()
         check_limit(limit)
+        if op_id is not None:
+            check_op_id(op_id)
         if stale is not None:
             every = self.runs(status=status, op_id=op_id, after=after)
             return islice(stale_runs(every, self._now_ms(), stale), limit)
@@ -282,6 +283,7 @@ class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
         """The head of the run's chain of records after an event, 32 bytes. Raises: RunNotFound."""
         self._check()
         wanted = parse_run_id(run_id)
+        check_int("seq", seq, 0, U64_MAX)
         with self._backend.look() as look:
             row = look.run(wanted)
             if row is None or not 1 <= seq <= row.head:
