@@ -12,6 +12,7 @@ import os
 import re
 import resource
 import threading
+from operator import itemgetter
 from typing import Any, Final
 
 import cbor2
@@ -24,7 +25,6 @@ MAX_DEPTH: Final = 128  # containers inside containers; well below where cbor2 o
 _INT_MIN, _INT_MAX = -(1 << 64), (1 << 64) - 1
 _LEAVES: Final = frozenset({str, int, float, bool, type(None), bytes})
 _CONTAINERS: Final = frozenset({dict, list})
-_KEYS: Final = frozenset({str})
 _CONTAINER_HEADS: Final = bytes(range(0x80, 0xBC))
 _FINDS_MAX: Final = 500
 _LINK_TAG: Final = 42
@@ -37,7 +37,8 @@ def encode(value: object) -> tuple[bytes, tuple[ArtifactId, ...]]:
     """The canonical bytes of a value and its distinct links in order.
 
     Profile: None, bool, int in [-2^64, 2^64), finite float, str, bytes, list, dict with str keys, ArtifactId; a
-    tuple is stored as a list, a bytearray as bytes, -0.0 as 0.0. Raises: InvalidValue with the path.
+    tuple is stored as a list, a bytearray as bytes, -0.0 as 0.0, a key of a subclass of str as plain text.
+    Raises: InvalidValue with the path.
     """
     if not _is_simple(value):
         return encode_reference(value)
@@ -94,16 +95,12 @@ def _is_simple(value: object) -> bool:
         if kinds - _CONTAINERS:
             return False
         below: list[Any] = []
-        keys: list[Any] = []
         for item in level:
             kind = type(item)
             if kind is dict:
                 below += item.values()
-                keys += item
             elif kind is list:
                 below += item
-        if keys and set(map(type, keys)) != _KEYS:
-            return False
         level = below
     return False
 
@@ -168,14 +165,15 @@ def _normal(value: object, path: str, depth: int, links: dict[ArtifactId, None])
 
 
 def _normal_map(mapping: dict[Any, Any], path: str, depth: int, links: dict[ArtifactId, None]) -> dict[str, Any]:
-    keys = []
-    for key in mapping:
-        if type(key) is not str:
+    items = []
+    for key, value in mapping.items():
+        if not isinstance(key, str):
             raise InvalidValue(path, f"the key {key!r:.80} is {type(key).__name__}, not str")
-        _text(key, path)
-        keys.append((len(key.encode()), key.encode(), key))
-    keys.sort()
-    return {key: _normal(mapping[key], _below(path, key), depth + 1, links) for _, _, key in keys}
+        plain = str.__str__(key)  # as the fast encoder takes the key of a subclass
+        _text(plain, path)
+        items.append((len(plain.encode()), plain.encode(), plain, value))
+    items.sort(key=itemgetter(0, 1))
+    return {key: _normal(value, _below(path, key), depth + 1, links) for _, _, key, value in items}
 
 
 def _below(path: str, key: str) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+from helpers import exit_code, forked, say
 
 import casstore
 import journal
@@ -233,6 +237,66 @@ def test_gc_between_artifacts_and_events() -> None:
         finally:
             steps.listen(None)
         assert reached == [()] and other.verify() == []
+
+
+def test_an_import_that_is_killed_at_every_step(tmp_path: Path) -> None:
+    """At each counted step: either no event or all; what was put stays for gc or for a second import, which completes
+    it; and then there is no difference to one that was not killed."""
+    with journal.open(tmp_path / "source") as source:
+        flow(source, notes=1000)
+        source.export(RUN, tmp_path / "run.car")
+        wanted = told(source)
+        events = len(wanted)
+
+    def take(home: Path, stop: int) -> None:
+        count = 0
+
+        def listener(step: str) -> None:
+            nonlocal count
+            count += 1
+            if count == stop:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with journal.open(home) as jrn:
+            steps.listen(listener)
+            jrn.import_(tmp_path / "run.car")
+            say(tmp_path / "told", count)
+
+    whole = tmp_path / "whole"
+    assert exit_code(forked(lambda: take(whole, 0))) == 0
+    total = int((tmp_path / "told").read_text())
+    with journal.open(whole) as jrn:
+        artifacts = set(jrn.store)
+    heads, left = [], []
+    for stop in range(1, total + 1):
+        home = tmp_path / f"home{stop}"
+        assert exit_code(forked(lambda home=home, stop=stop: take(home, stop))) == -signal.SIGKILL
+        with journal.open(home) as jrn:
+            heads.append(jrn.head(RUN))
+            left.append(len(jrn.store))
+            assert told(jrn) == wanted[: heads[-1]] and jrn.verify() == [] and jrn.store.verify().findings == ()
+            assert jrn.import_(tmp_path / "run.car").added == events - heads[-1]
+            assert told(jrn) == wanted and set(jrn.store) == artifacts
+            assert jrn.verify() == [] and jrn.store.verify().findings == ()
+    assert set(heads) == {0, events} and heads == sorted(heads) and left[0] == 0 < left[-1]
+
+
+def test_artifacts_of_a_killed_import_go_with_gc(tmp_path: Path) -> None:
+    """Once the lease of the dead process has run out nothing holds them, as no event names them."""
+    with journal.open(tmp_path / "source") as source:
+        flow(source)
+        source.export(RUN, tmp_path / "run.car")
+
+    def take() -> None:
+        with journal.open(tmp_path / "home") as jrn:
+            steps.listen(lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == "import.artifacts" else None)
+            jrn.import_(tmp_path / "run.car")
+
+    assert exit_code(forked(take)) == -signal.SIGKILL
+    with journal.open(tmp_path / "home", clock=lambda: time.time() + 2 * 3600) as jrn:
+        assert jrn.head(RUN) == 0 and len(jrn.store) > 0
+        jrn.store.gc(jrn, grace=0, force=True)
+        assert len(jrn.store) == 0 and jrn.verify() == []
 
 
 def test_a_claimed_run_gets_nothing() -> None:
