@@ -225,7 +225,8 @@ class JournalBackend(Protocol):
         """
 
     def rebuild(self, *, dry_run: bool, force: bool = False) -> RebuildReport:
-        """Compare what is kept of runs with their records and, unless `dry_run`, put it right, in one transaction."""
+        """Compare what is kept of runs with their records and, unless `dry_run`, put it right: each run whole or not at
+        all, and not where others changed it meanwhile."""
 
     def set_cursor(self, name: str, position: int) -> None:
         """Move a named cursor."""

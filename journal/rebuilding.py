@@ -8,12 +8,13 @@ fences every owner there was; claims are kept as they are; what a forgotten run 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple, final
 from uuid import UUID
 
-from casstore.tables import ReadTransaction, WriteTransaction
+from casstore.steps import reach
+from casstore.tables import ReadTransaction, Tables, WriteTransaction
 from journal import records
 from journal.admission import row_of
 from journal.backend import RunRow, StateRow
@@ -46,6 +47,8 @@ from journal.rows import (
 )
 from journal.views import RunView, advance
 
+PART_ROWS: Final = 4096  # changed in one transaction, but for a run that has more
+_ROUNDS: Final = 3
 EPOCHS_LOST: Final = 1 << 32  # above all that are known: no owner took its claim so often
 
 Rows = dict[tuple[bytes, bytes], bytes]  # (table, key) -> value
@@ -82,16 +85,67 @@ class RebuildReport:
     left: tuple[RowProblem, ...]
 
 
-def rebuild(txn: ReadTransaction, write: WriteTransaction | None, *, force: bool) -> RebuildReport:
-    """Compare all rows with the records, and with `write` put them right, all in the one transaction.
+class Repair(NamedTuple):
+    """What puts one run right: its own row as it was seen, and of each row what was seen and what is to be there.
+
+    Whoever appends to a run, takes it over or forgets it changes its own row: while that is as it was, and so are the
+    rows that are to be changed, what was derived still holds.
+    """
+
+    run: int | None
+    seen: bytes | None
+    rows: dict[tuple[bytes, bytes], tuple[bytes | None, bytes | None]]
+    changes: list[RowChange]
+
+
+def rebuild(tables: Tables, *, force: bool) -> RebuildReport:
+    """Compare all rows with the records and put them right: from one look, in transactions of few runs each.
+
+    Killed in between, some runs are right and the others as they were; the next rebuild does the rest. What others
+    write meanwhile is not overwritten: such a run is looked at again, at last with the writers kept out.
+    """
+    done: list[RowChange] = []
+    for _ in range(_ROUNDS):
+        with tables.read() as txn:
+            report, repairs = survey(txn, force=force)
+        stale = False
+        for batch in _parts(repairs):
+            with tables.write() as writing:
+                applied = [repair for repair in batch if _apply(writing, repair)]
+                reach("rebuild.written")
+            reach("rebuild.part")
+            done += [change for repair in applied for change in repair.changes]
+            stale = stale or len(applied) < len(batch)
+        if not stale:
+            return replace(report, changes=tuple(done))
+    with tables.write() as writing:
+        report, repairs = survey(writing, force=force)
+        done += [change for repair in repairs if _apply(writing, repair) for change in repair.changes]
+    return replace(report, changes=tuple(done))
+
+
+def survey(txn: ReadTransaction, *, force: bool) -> tuple[RebuildReport, list[Repair]]:
+    """What differs from the records in one look, and what would put it right.
 
     A run whose records are not whole is left alone, and so, but with `force`, is one whose row can be read and says
     that there were other records. While any is left, no row is removed as a stray one.
     """
     found = _Journal(txn)
     found.read()
-    changes: list[RowChange] = []
-    puts, strays = Rows(), dict[tuple[bytes, bytes], int]()
+    repairs: dict[int, Repair] = {}
+
+    def change(name: tuple[bytes, bytes], what: str, run: int, run_id: UUID | None, value: bytes | None) -> None:
+        repair = repairs.get(run)
+        if repair is None:
+            seen = txn.get(RUN, number(run)) if run > 0 else None
+            repair = repairs[run] = Repair(run if run > 0 else None, seen, {}, [])
+        repair.rows[name] = txn.get(*name), value
+        repair.changes.append(RowChange(name[0].decode(), what, repair.run, run_id))
+
+    if found.next_run <= found.newest_run:  # first, so that no new run gets a number that is taken
+        change((META, META_NEXT_RUN), "wrong", 0, None, number(found.newest_run + 1))
+    wanted: set[tuple[bytes, bytes]] = set()
+    strays: dict[tuple[bytes, bytes], int] = {}
     for run in sorted(found.places):
         there = found.rows(run)
         try:
@@ -101,9 +155,8 @@ def rebuild(txn: ReadTransaction, write: WriteTransaction | None, *, force: bool
             continue
         for name, value in derived.rows.items():
             if there.get(name) != value:
-                what = "wrong" if name in there else "missing"
-                changes.append(RowChange(name[0].decode(), what, run, derived.run_id))
-                puts[name] = value
+                change(name, "wrong" if name in there else "missing", run, derived.run_id, value)
+                wanted.add(name)
         claim = (CL, number(run))
         kept = claim if derived.live and _is_claim(there.get(claim, b"")) else None
         strays.update((name, run) for name in there if name not in derived.rows and name != kept)
@@ -111,18 +164,42 @@ def rebuild(txn: ReadTransaction, write: WriteTransaction | None, *, force: bool
         if run in found.run_rows:
             found.problems.append(RowProblem("no_records", run, found.run_rows[run].run_id, "rows, but no records"))
         strays.update(dict.fromkeys(rows, run))
-    gone = [] if found.problems else [name for name in strays if name not in puts]
-    changes += [RowChange(name[0].decode(), "stray", max(strays[name], 0) or None, None) for name in gone]
-    if found.next_run <= found.newest_run:
-        changes.append(RowChange(META.decode(), "wrong", None, None))
-        puts[META, META_NEXT_RUN] = number(found.newest_run + 1)
-    if write is not None:
-        for table, key in gone:
-            write.delete(table, key)
-        for (table, key), value in puts.items():
-            write.put(table, key, value)
+    if not found.problems:
+        for name, run in strays.items():
+            if name not in wanted:
+                change(name, "stray", run, None, None)
+    changes = tuple(item for repair in repairs.values() for item in repair.changes)
     events = sum(map(len, found.places.values()))
-    return RebuildReport(runs=len(found.places), events=events, changes=tuple(changes), left=tuple(found.problems))
+    report = RebuildReport(runs=len(found.places), events=events, changes=changes, left=tuple(found.problems))
+    return report, list(repairs.values())
+
+
+def _parts(repairs: Iterable[Repair]) -> Iterator[list[Repair]]:
+    """Writers wait for no more than so many rows, or those of one run."""
+    part: list[Repair] = []
+    rows = 0
+    for repair in repairs:
+        if part and rows + len(repair.rows) > PART_ROWS:
+            yield part
+            part, rows = [], 0
+        part.append(repair)
+        rows += len(repair.rows)
+    if part:
+        yield part
+
+
+def _apply(txn: WriteTransaction, repair: Repair) -> bool:
+    """Whether what was seen is still there, and so what is to be there now is."""
+    if repair.run is not None and txn.get(RUN, number(repair.run)) != repair.seen:
+        return False
+    if any(txn.get(*name) != seen for name, (seen, _) in repair.rows.items()):
+        return False
+    for (table, key), (seen, value) in repair.rows.items():
+        if value is not None:
+            txn.put(table, key, value)
+        elif seen is not None:
+            txn.delete(table, key)
+    return True
 
 
 # -- what is there --------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from casstore.tables import ReadTransaction, Tables, WriteTransaction
 from journal.backend import ClaimRow, Look, RunRow, RunWrite, StateRow, Unit
 from journal.errors import InvalidStream, JournalError, RunLive
 from journal.failures import RunStatus
-from journal.rebuilding import RebuildReport, rebuild
+from journal.rebuilding import RebuildReport, rebuild, survey
 from journal.rows import (
     CL,
     CUR,
@@ -295,11 +295,8 @@ class TableBackend:
     def rebuild(self, *, dry_run: bool, force: bool = False) -> RebuildReport:
         if dry_run:
             with self._tables.read() as txn:
-                return rebuild(txn, None, force=force)
-        with self._tables.write() as writing:
-            report = rebuild(writing, writing, force=force)
-            reach("rebuild.written")
-        return report
+                return survey(txn, force=force)[0]
+        return rebuild(self._tables, force=force)
 
     def set_cursor(self, name: str, position: int) -> None:
         with self._tables.write() as txn:

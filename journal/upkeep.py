@@ -41,8 +41,8 @@ class RunUpkeep:
         return forgetting.forget(self._backend, parse_run_id(run_id))
 
     def rebuild(self, *, dry_run: bool = False, force: bool = False) -> RebuildReport:
-        """Make the rows of all runs anew from their events and put right those that differ. One transaction:
-        writers wait, and a kill leaves all as it was. Durable on return.
+        """Make the rows of all runs anew from their events and put right those that differ, some runs at a time, so
+        that writers go on. Durable on return; killed on the way, the next rebuild does the rest.
 
         Left alone, and told of in `left`, are runs whose records are not whole or do not decode, whose id is lost
         with both rows that hold it, or, without `force`, whose row can be read and says that its records were others.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,11 +14,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from helpers import exit_code, forked
 
 import journal
 from casstore import steps
 from casstore.testing import FakeClock
-from journal import DomainEvent, ErrorInfo, RunCompleted, StateError, StateFailed
+from journal import DomainEvent, ErrorInfo, RunCompleted, StateError, StateFailed, rebuilding
 from journal.rebuilding import EPOCHS_LOST
 from journal.rows import TABLES, number, pack_run, unpack_run
 from journal.testing import RUN, _entered, _put, _started, _whole_run, memory_journal
@@ -238,7 +241,7 @@ def test_numbers_are_not_given_out_again(jrn: Any) -> None:
 
 
 def test_a_rebuild_that_fails_changes_nothing(jrn: Any) -> None:
-    """One transaction."""
+    """In a part: that part is left out."""
     change(jrn, "st1", lambda *_: None)
     before = rows(jrn)
 
@@ -253,6 +256,130 @@ def test_a_rebuild_that_fails_changes_nothing(jrn: Any) -> None:
     finally:
         steps.listen(None)
     assert rows(jrn) == before
+
+
+def damage(jrn: Any) -> None:
+    """Every run lost rows, one row is of nothing, and the next number is one that is taken."""
+    for table in ("st1", "rs1", "fk1", "live1", "done1"):
+        change(jrn, table, lambda *_: None)
+    with jrn._backend._tables.write() as txn:
+        txn.put(b"live1", number(99), b"")
+        txn.put(b"meta1", b"next_run", number(1))
+
+
+def test_a_rebuild_that_is_killed_between_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each of them: every run is as its records say or as it was, and the next rebuild does the rest."""
+    monkeypatch.setattr(rebuilding, "PART_ROWS", 1)
+    clock, home = FakeClock(), tmp_path / "home"
+    with journal.open(home, clock=clock) as jrn:
+        fill(jrn, clock)
+        before = rows(jrn)
+        damage(jrn)
+        damaged = rows(jrn)
+
+    def rebuild(stop: int) -> None:
+        count = 0
+
+        def listener(step: str) -> None:
+            nonlocal count
+            count += step in ("rebuild.written", "rebuild.part")
+            if count == stop:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        steps.listen(listener)
+        with journal.open(home) as jrn:
+            jrn.rebuild()
+
+    stop, differing = 0, [len(differences(damaged, before))]
+    while differing[-1]:
+        stop += 1
+        with journal.open(home) as jrn:
+            restore(jrn, damaged)
+        code = exit_code(forked(lambda stop=stop: rebuild(stop)))
+        with journal.open(home) as jrn:
+            after = rows(jrn)
+            assert all(after[table].get(key) in (found.get(key), damaged[table].get(key))
+                       for table, found in before.items() for key in {*found, *damaged[table]})  # fmt: skip
+            by_run = [differences(after, before, number(run)) for run in range(1, 9)]
+            assert all(left in ([], differences(damaged, before, number(run))) for run, left in enumerate(by_run, 1))
+            differing.append(len(differences(after, before)))
+            changes = jrn.rebuild(dry_run=True).changes
+            assert len(changes) == differing[-1] and jrn.rebuild().changes == changes
+            assert rows(jrn) == before and jrn.verify() == []
+        assert code == (-signal.SIGKILL if stop <= 2 * 8 else 0)
+    assert differing == sorted(differing, reverse=True) and len(set(differing)) == 9
+
+
+def differences(found: Rows, wanted: Rows, prefix: bytes | None = None) -> list[tuple[bytes, bytes]]:
+    """Rows that are not as they should be; those of one run, of the tables whose keys begin with its number."""
+    tables = TABLES if prefix is None else (b"rs1", b"st1", b"fk1", b"live1")
+    keys = [(table, key) for table in tables for key in sorted({*found[table], *wanted[table]})]
+    return [(table, key) for table, key in keys
+            if found[table].get(key) != wanted[table].get(key) and (prefix is None or key.startswith(prefix))]  # fmt: skip
+
+
+def restore(jrn: Any, wanted: Rows) -> None:
+    with jrn._backend._tables.write() as txn:
+        for table, key in differences(rows(jrn), wanted):
+            if key in wanted[table]:
+                txn.put(table, key, wanted[table][key])
+            else:
+                txn.delete(table, key)
+
+
+def test_writers_between_the_parts_of_a_rebuild(jrn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Appended to, ended, taken over, forgotten, new: what others write is kept, and all is right at the end."""
+    monkeypatch.setattr(rebuilding, "PART_ROWS", 1)
+    damage(jrn)
+    with jrn._backend._tables.write() as txn:  # what cannot be read keeps writers from the run; these can
+        txn.put(b"meta1", b"next_run", number(9))
+    head = jrn.head(OPEN)
+    writes: list[Callable[[], object]] = [
+        lambda: jrn.append(OPEN, head, [DomainEvent("meanwhile")]),
+        lambda: jrn.claim(OPEN, "somebody"),
+        lambda: jrn.start_run("flow", manifest={}, context={}, run_id=UUID(int=77)),
+        lambda: jrn.cancel(UUID(int=77)),
+        lambda: jrn.forget(UUID(int=77)),
+        lambda: jrn.start_run("flow", manifest={}, context={}, run_id=UUID(int=77)),
+    ]
+    done = []
+
+    def listener(step: str) -> None:
+        if step == "rebuild.part" and writes:
+            steps.listen(None)
+            done.append(writes.pop(0)())
+            steps.listen(listener)
+
+    steps.listen(listener)
+    try:
+        report = jrn.rebuild()
+    finally:
+        steps.listen(None)
+    assert len(done) == 6 and report.left == ()
+    assert jrn.head(OPEN) == head + 1 and jrn.head(UUID(int=77)) == 2 and jrn.verify() == []
+    assert jrn.rebuild().changes == ()
+
+
+def test_a_run_that_is_written_to_again_and_again(jrn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every round, before its part: at last the writers wait."""
+    with jrn._backend._tables.write() as txn:
+        for key, _ in list(txn.scan(b"st1")):
+            txn.delete(b"st1", key)
+    look = rebuilding.survey
+    appended = []
+
+    def overtaken(txn: Any, *, force: bool) -> Any:
+        found = look(txn, force=force)
+        if len(appended) < 3:
+            found = (found[0], [repair._replace(seen=b"before") for repair in found[1]])
+        appended.append(len(found[1]))
+        return found
+
+    monkeypatch.setattr(rebuilding, "survey", overtaken)
+    assert len(jrn.rebuild().changes) > 1
+    assert len(appended) == 4 and len(set(appended)) == 1
+    monkeypatch.undo()
+    assert jrn.rebuild().changes == () and jrn.verify() == []
 
 
 def test_a_claim_is_no_event(jrn: Any) -> None:
