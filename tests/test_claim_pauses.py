@@ -18,7 +18,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from helpers import exit_code, forked, say, until_deadline
+from helpers import exit_code, fork_child, say, until_deadline
 
 import journal
 from casstore import steps
@@ -101,11 +101,11 @@ def one_round(home: Path, run_id: UUID, stop: int, sent: signal.Signals, told: P
         recover(home, run_id, "first", told)
 
     with pipe() as (reads, writes):
-        first = forked(first_work)
+        first = fork_child(first_work)
         os.close(writes)
         _, status = os.waitpid(first, os.WUNTRACED)
         step = os.read(reads, 100).decode() or None
-    second = forked(lambda: recover(home, run_id, "second", told, ahead_s=AHEAD_S))
+    second = fork_child(lambda: recover(home, run_id, "second", told, ahead_s=AHEAD_S))
     if os.WIFSTOPPED(status):
         if step not in LOCKED:
             assert exit_code(second) == 0
@@ -153,7 +153,7 @@ def check(jrn: journal.Journal, run_id: UUID, told: Path, plan: list[str]) -> No
 def every_stop(home: Path, sent: signal.Signals, plan: list[str]) -> list[str]:
     """A round for each step that there is, and one that comes to its end; the steps."""
     ids = [UUID(int=(1 << 120) + number) for number in range(STEPS_MOST)]
-    assert exit_code(forked(lambda: orphans(home, ids, plan))) == -signal.SIGKILL
+    assert exit_code(fork_child(lambda: orphans(home, ids, plan))) == -signal.SIGKILL
     reached: list[str] = []
     step: str | None = ""
     while step is not None:

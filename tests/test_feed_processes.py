@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from helpers import SOAK_SECONDS, exit_code, forked, say, until_deadline
+from helpers import SOAK_SECONDS, exit_code, fork_child, say, until_deadline
 
 import journal
 from casstore import steps
@@ -77,7 +77,7 @@ def follow_while_written(home: Path, events: int, rng: random.Random) -> Counter
     """One round: all writers write, the follower dies again and again, and everything is there at the end."""
     told = home.with_name(home.name + "-told")
     journal.open(home).close()
-    writers = [forked(lambda number=number: write(home, number, events, told)) for number in range(WRITERS)]
+    writers = [fork_child(lambda number=number: write(home, number, events, told)) for number in range(WRITERS)]
     counts, running = Counter[str](), set(writers)
     while True:
         for pid in list(running):
@@ -85,7 +85,7 @@ def follow_while_written(home: Path, events: int, rng: random.Random) -> Counter
                 running.remove(pid)
         over = not running
         stop = counts["lives"] + 1 if counts["lives"] < 2 * STEPS else rng.randrange(1, 8 * STEPS)
-        code = exit_code(forked(lambda stop=stop: tail(home, stop if stop <= STEPS else stop - STEPS)))
+        code = exit_code(fork_child(lambda stop=stop: tail(home, stop if stop <= STEPS else stop - STEPS)))
         assert code in (0, -signal.SIGKILL)
         counts["lives"] += 1
         counts["kills"] += code != 0

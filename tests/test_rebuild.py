@@ -14,14 +14,14 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from helpers import exit_code, forked
+from helpers import exit_code, fork_child
 
 import journal
 from casstore import steps
 from casstore.testing import FakeClock
 from journal import DomainEvent, ErrorInfo, RunCompleted, StateError, StateFailed, rebuilding
 from journal.rebuilding import EPOCHS_LOST
-from journal.rows import TABLES, number, pack_run, unpack_run
+from journal.rows import STAGED, TABLES, number, pack_run, unpack_run
 from journal.testing import RUN, _entered, _put, _started, _whole_run, memory_journal
 
 A, B = "flow.step.a", "flow.step.b"
@@ -79,9 +79,9 @@ def jrn(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 
 def rows(jrn: Any) -> Rows:
-    jrn.store.staging.settle()
+    """All but what is staged, which is no row of a run and goes into the store when the journal is closed."""
     with jrn._backend._tables.read() as txn:
-        return {table: dict(txn.scan(table)) for table in TABLES}
+        return {table: {} if table == STAGED else dict(txn.scan(table)) for table in TABLES}
 
 
 def change(jrn: Any, table: str, edit: Callable[[bytes, bytes], bytes | None]) -> None:
@@ -304,7 +304,7 @@ def test_a_rebuild_that_is_killed_between_its_parts(tmp_path: Path, monkeypatch:
         stop += 1
         with journal.open(home) as jrn:
             restore(jrn, damaged)
-        code = exit_code(forked(lambda stop=stop: rebuild(stop)))
+        code = exit_code(fork_child(lambda stop=stop: rebuild(stop)))
         with journal.open(home) as jrn:
             after = rows(jrn)
             assert all(after[table].get(key) in (found.get(key), damaged[table].get(key))

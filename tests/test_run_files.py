@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from helpers import exit_code, forked, say
+from helpers import exit_code, fork_child, say
 
 import casstore
 import journal
@@ -263,14 +263,14 @@ def test_an_import_that_is_killed_at_every_step(tmp_path: Path) -> None:
             say(tmp_path / "told", count)
 
     whole = tmp_path / "whole"
-    assert exit_code(forked(lambda: take(whole, 0))) == 0
+    assert exit_code(fork_child(lambda: take(whole, 0))) == 0
     total = int((tmp_path / "told").read_text())
     with journal.open(whole) as jrn:
         artifacts = set(jrn.store)
     heads, left = [], []
     for stop in range(1, total + 1):
         home = tmp_path / f"home{stop}"
-        assert exit_code(forked(lambda home=home, stop=stop: take(home, stop))) == -signal.SIGKILL
+        assert exit_code(fork_child(lambda home=home, stop=stop: take(home, stop))) == -signal.SIGKILL
         with journal.open(home) as jrn:
             heads.append(jrn.head(RUN))
             left.append(len(jrn.store))
@@ -292,7 +292,7 @@ def test_artifacts_of_a_killed_import_go_with_gc(tmp_path: Path) -> None:
             steps.listen(lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == "import.artifacts" else None)
             jrn.import_(tmp_path / "run.car")
 
-    assert exit_code(forked(take)) == -signal.SIGKILL
+    assert exit_code(fork_child(take)) == -signal.SIGKILL
     with journal.open(tmp_path / "home", clock=lambda: time.time() + 2 * 3600) as jrn:
         assert jrn.head(RUN) == 0 and len(jrn.store) > 0
         jrn.store.gc(jrn, grace=0, force=True)
