@@ -46,7 +46,7 @@ def encode(value: object) -> tuple[bytes, tuple[ArtifactId, ...]]:
         data = libipld.encode_dag_cbor(value)
     except Exception:
         return encode_reference(value)
-    return encode_reference(value) if may_link(data) else (data, ())
+    return encode_reference(value) if b"\xd8" in data and may_link(data) else (data, ())
 
 
 def encode_reference(value: object) -> tuple[bytes, tuple[ArtifactId, ...]]:
@@ -63,13 +63,18 @@ def decode(data: bytes) -> Any:
     """
     if type(data) is not bytes:
         raise InvalidValue("$", f"bytes are wanted, not {type(data).__name__}")
-    if not may_link(data) and not _may_overflow(data):
+    if (b"\xd8" in data and may_link(data)) or not is_shallow(data):
+        value = _decode_with_links(data)
+        if _comes_back(data):
+            return value
+    else:
         try:
             value = libipld.decode_dag_cbor(data)
+            # Of exact types, since it was decoded: where it cannot be too deep either, the guards have nothing to find.
+            if not _may_be_deep(data) and libipld.encode_dag_cbor(value) == data:
+                return value
         except Exception as error:
             raise InvalidValue("$", f"not DAG-CBOR: {error}") from error
-    else:
-        value = _decode_with_links(data)
     again, _ = encode(value)
     if again != data:
         raise InvalidValue("$", "not the canonical form of its value")
@@ -86,6 +91,8 @@ def _is_simple(value: object) -> bool:
 
     It recurses, and overflows a small stack before it refuses; subclasses it would map without a word.
     """
+    if type(value) is dict and _LEAVES.issuperset(map(type, value.values())):
+        return True  # most payloads of events
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH + 1):
         # Most values are leaves, so each level is first looked at as a whole, at the speed of C.
@@ -117,12 +124,24 @@ def may_link(data: bytes) -> bool:
     return place >= 0 and _LINK_HEAD.search(data, place) is not None
 
 
-def _may_overflow(data: bytes) -> bool:
-    """Whether decoding by recursion could overflow this thread's stack: many containers, and a stack that is not
-    known to be large. Threads made with a small stack_size, and those of musl, have small ones."""
-    if _LARGE_STACKS and threading.stack_size() == 0:
+def is_shallow(data: bytes) -> bool:
+    """Whether decoding by recursion cannot overflow this thread's stack: few containers, or a stack that is known to
+    be large. Threads made with a small stack_size, and those of musl, have small ones."""
+    return len(data) <= MAX_DEPTH or (_LARGE_STACKS and threading.stack_size() == 0) or not _may_be_deep(data)
+
+
+def _may_be_deep(data: bytes) -> bool:
+    """Whether there could be more than MAX_DEPTH containers in each other: a byte begins one at most."""
+    return len(data) > MAX_DEPTH and len(data) - len(data.translate(None, _CONTAINER_HEADS)) > MAX_DEPTH
+
+
+def _comes_back(data: bytes) -> bool:
+    """Whether the fast codec, to which a link is the bytes of its CID, gives these bytes back: so does the reference,
+    then, for what it decodes them to. False says nothing."""
+    try:
+        return not _may_be_deep(data) and libipld.encode_dag_cbor(libipld.decode_dag_cbor(data)) == data
+    except Exception:
         return False
-    return len(data) - len(data.translate(None, _CONTAINER_HEADS)) > MAX_DEPTH
 
 
 def _large_stacks() -> bool:
