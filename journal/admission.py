@@ -104,6 +104,11 @@ def _made_before(request: RunAppend, token: bytes, look: Look, row: RunRow) -> i
 
 def decode(look: Look, row: RunRow, data: bytes) -> records.Record:
     """The event of a record of this run, wherever it stands. Raises: InvalidStream."""
+    return records.decode_record(data, started_ms=row.started_ms, resolve=definitions(look, row), run_id=row.run_id)
+
+
+def definitions(look: Look, row: RunRow) -> records.Resolve:
+    """What events of this run define for later ones, looked up. Raises, when asked: LookupError, InvalidStream."""
 
     def resolve(seq: int) -> records.Definition:
         found = look.record(row.number, seq)
@@ -111,7 +116,7 @@ def decode(look: Look, row: RunRow, data: bytes) -> records.Record:
             raise LookupError(f"event {seq} is missing")
         return records.definition(found, run_id=row.run_id)
 
-    return records.decode_record(data, started_ms=row.started_ms, resolve=resolve, run_id=row.run_id)
+    return resolve
 
 
 def is_free(claim: ClaimRow | None, terms: Terms) -> bool:

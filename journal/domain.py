@@ -22,7 +22,6 @@ CHILD_RUN_COMPLETED: Final = "child_run_completed"
 RUN_ENDED: Final = "run_ended"
 FORKED_FROM: Final = "forked_from"
 
-NAME_MAX: Final = 128
 FACT_KEY_MAX: Final = 512
 DEFAULT_MAX_ATTEMPTS: Final = 3
 
@@ -130,6 +129,6 @@ WELL_KNOWN: Final = frozenset(_CHECKERS)
 
 __all__ = [
     "ARTIFACT_WRITTEN", "CHILD_RUN_COMPLETED", "CHILD_RUN_SPAWNED", "DEFAULT_MAX_ATTEMPTS", "FACT_KEY_MAX",
-    "FACT_RECORDED", "FORKED_FROM", "NAME_MAX", "OP_BOUNDARY", "RUN_ENDED", "RUN_POLICY", "WELL_KNOWN",
+    "FACT_RECORDED", "FORKED_FROM", "OP_BOUNDARY", "RUN_ENDED", "RUN_POLICY", "WELL_KNOWN",
     "check_payload", "check_states",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ hand is always a legal one; whether it may follow another is asked in `journal.e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeAlias, final
 from uuid import UUID
@@ -14,6 +14,7 @@ from uuid import UUID
 from casstore import values
 from casstore.ids import ArtifactId
 from journal import domain
+from journal.blanks import blank_of
 from journal.errors import InvalidField
 from journal.failures import (
     ErrorCategory,
@@ -29,9 +30,9 @@ from journal.ids import (
     U64_MAX,
     check_artifact_id,
     check_int,
+    check_name,
     check_op_id,
     check_state_id,
-    check_text,
     parse_run_id,
 )
 
@@ -40,9 +41,8 @@ __all__ = [
     "STATE_FAILED", "DomainEvent", "ErrorCategory", "ErrorInfo", "Event", "Link", "RecordedEvent", "RunCompleted",
     "RunStarted", "RunStatus", "StateCompleted", "StateEntered", "StateError", "StateFailed", "artifact_written",
     "check_digest", "check_event", "check_op_id", "check_state_id", "child_run_completed", "child_run_spawned",
-    "fact_recorded", "forked_from", "from_fields", "from_json", "links", "op_boundary", "parse_run_id", "recorded",
-    "run_ended",
-    "run_policy", "to_fields", "to_json",
+    "entered", "fact_recorded", "forked_from", "from_fields", "from_json", "links", "op_boundary", "parse_run_id",
+    "recorded", "run_ended", "run_policy", "to_fields", "to_json",
 ]  # fmt: skip
 
 _put: Final = object.__setattr__
@@ -149,7 +149,7 @@ class DomainEvent:
         payload_bytes: bytes | None = None,
     ) -> None:
         """`payload_bytes` counts only where no payload is given. Raises: InvalidEvent leaves."""
-        check_text("name", name, least=1, most=domain.NAME_MAX)
+        check_name(name)
         if payload is _NOT_GIVEN:
             payload = {} if payload_bytes is None else decode_value("payload", payload_bytes)
         if type(payload) is not dict:
@@ -191,15 +191,19 @@ class RecordedEvent:
         check_event(self.event)
 
 
+_BlankRecorded: Final = blank_of(RecordedEvent)
+
+
 def recorded(run_id: UUID, seq: int, position: int, timestamp_ms: int, event: Event) -> RecordedEvent:
     """A RecordedEvent of parts that were checked already: reading makes many."""
-    item = object.__new__(RecordedEvent)
-    _put(item, "run_id", run_id)
-    _put(item, "seq", seq)
-    _put(item, "position", position)
-    _put(item, "timestamp_ms", timestamp_ms)
-    _put(item, "event", event)
-    return item
+    item = _BlankRecorded()
+    item.run_id = run_id
+    item.seq = seq
+    item.position = position
+    item.timestamp_ms = timestamp_ms
+    item.event = event
+    item.__class__ = RecordedEvent
+    return item  # type: ignore[no-any-return]
 
 
 def check_event(value: object) -> Event:
@@ -294,30 +298,72 @@ def from_fields(kind: object, fields: Sequence[Any]) -> Event:
         raise InvalidField("kind", f"{kind!r:.40} is no kind of event")
     if len(fields) != FIELD_COUNTS[kind]:
         raise InvalidField("fields", f"{len(fields)} of them; kind {kind} has {FIELD_COUNTS[kind]}")
-    if kind == RUN_STARTED:
-        op_id, manifest, initial = fields
-        return RunStarted(op_id=op_id, manifest_id=check_digest("manifest_id", manifest),
-                          initial_snapshot_id=check_digest("initial_snapshot_id", initial))  # fmt: skip
-    if kind == STATE_ENTERED:
-        state, attempt, base = fields
-        return StateEntered(state_id=state, attempt=attempt, base_snapshot_id=check_digest("base_snapshot_id", base))
-    if kind == STATE_COMPLETED:
-        state, snapshot = fields
-        return StateCompleted(state_id=state, context_snapshot_id=check_digest("context_snapshot_id", snapshot))
-    if kind == STATE_FAILED:
-        return _failed_from(fields)
-    if kind == RUN_COMPLETED:
-        status, final_id = fields
-        member = _STATUSES[check_int("status", status, 0, len(_STATUSES) - 1)]
-        return RunCompleted(status=member, final_snapshot_id=_maybe_id("final_snapshot_id", final_id))
-    name, payload, ref = fields
+    return _MAKE[kind](*fields)
+
+
+def _started_of(op_id: Any, manifest: Any, initial: Any) -> RunStarted:
+    return RunStarted(op_id=op_id, manifest_id=check_digest("manifest_id", manifest),
+                      initial_snapshot_id=check_digest("initial_snapshot_id", initial))  # fmt: skip
+
+
+def _entered_of(state: Any, attempt: Any, base: Any) -> StateEntered:
+    return entered(state, attempt, check_digest("base_snapshot_id", base))
+
+
+def entered(state_id: Any, attempt: Any, base_snapshot_id: ArtifactId) -> StateEntered:
+    """As StateEntered, for a reader that has the id already. Raises: InvalidEvent leaves."""
+    check_state_id(state_id)
+    check_int("attempt", attempt, 0, U32_MAX)
+    item = _BlankEntered()
+    item.state_id = state_id
+    item.attempt = attempt
+    item.base_snapshot_id = base_snapshot_id
+    item.__class__ = StateEntered
+    return item  # type: ignore[no-any-return]
+
+
+def _completed_of(state: Any, snapshot: Any) -> StateCompleted:
+    check_state_id(state)
+    item = _BlankCompleted()
+    item.state_id = state
+    item.context_snapshot_id = check_digest("context_snapshot_id", snapshot)
+    item.__class__ = StateCompleted
+    return item  # type: ignore[no-any-return]
+
+
+def _ended_of(status: Any, final_id: Any) -> RunCompleted:
+    member = _STATUSES[check_int("status", status, 0, len(_STATUSES) - 1)]
+    return RunCompleted(status=member, final_snapshot_id=_maybe_id("final_snapshot_id", final_id))
+
+
+def _domain_of(name: Any, payload: Any, ref: Any) -> DomainEvent:
+    """Strict as DomainEvent is: the payload has to be the one form of itself, and is not encoded again to see it."""
     if type(payload) is not bytes:
         raise InvalidField("payload", "bytes are wanted")
-    event = DomainEvent(name, payload_bytes=payload, payload_ref=_maybe_id("payload_ref", ref))
-    if event.payload_bytes != payload:
+    check_name(name)
+    value = decode_value("payload", payload)
+    if type(value) is not dict:
+        raise InvalidField("payload", f"a dict is wanted, not {type(value).__name__}")
+    if name in domain.WELL_KNOWN and not _is_same(domain.check_payload(name, value), value):
         raise InvalidField("payload", "not in the form in which it is stored")
-    return event
+    item = _BlankDomain()
+    item.name = name
+    item.payload_bytes = payload
+    item.payload_ref = None if ref is None else check_digest("payload_ref", ref)
+    item.__class__ = DomainEvent
+    return item  # type: ignore[no-any-return]
 
+
+def _is_same(checked: dict[str, Any], value: dict[str, Any]) -> bool:
+    """Whether a payload, checked, is stored as what it was: most are left as they are, item by item."""
+    if checked.keys() == value.keys() and all(checked[key] is item for key, item in value.items()):
+        return True
+    return encode_value("payload", checked) == encode_value("payload", value)
+
+
+_BlankEntered: Final = blank_of(StateEntered)
+_BlankCompleted: Final = blank_of(StateCompleted)
+_BlankDomain: Final = blank_of(DomainEvent)
 
 FIELD_COUNTS: Final = {
     RUN_STARTED: 3,
@@ -329,8 +375,9 @@ FIELD_COUNTS: Final = {
 }
 
 
-def _failed_from(fields: Sequence[Any]) -> StateFailed:
-    state, error_state, code, category, retryable, message, details, snapshot = fields
+def _failed_of(
+    state: Any, error_state: Any, code: Any, category: Any, retryable: Any, message: Any, details: Any, snapshot: Any
+) -> StateFailed:  # fmt: skip
     check_state_id(error_state)
     if details is not None and type(details) is not bytes:
         raise InvalidField("error.info.details", "bytes are wanted")
@@ -343,6 +390,16 @@ def _failed_from(fields: Sequence[Any]) -> StateFailed:
     )
     error = StateError(state_id=error_state, info=info)
     return StateFailed(state_id=state, error=error, failure_snapshot_id=_maybe_id("failure_snapshot_id", snapshot))
+
+
+_MAKE: Final[dict[int, Callable[..., Event]]] = {
+    RUN_STARTED: _started_of,
+    STATE_ENTERED: _entered_of,
+    STATE_COMPLETED: _completed_of,
+    STATE_FAILED: _failed_of,
+    RUN_COMPLETED: _ended_of,
+    DOMAIN: _domain_of,
+}
 
 
 def _digest(value: ArtifactId | None) -> bytes | None:

@@ -20,8 +20,11 @@ _STATE_ID: Final = re.compile(rf"{_SEGMENT}\.{_SEGMENT}\.{_SEGMENT}", re.ASCII)
 _RUN_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 
 _KNOWN_MAX: Final = 10_000
-_known_states: set[str] = set()  # a memory of what was checked: the same few states come again and again
+# Memories of what was checked: the same few states and names come again and again.
+_known_states: set[str] = set()
+_known_names: set[str] = set()
 
+NAME_MAX: Final = 128
 U32_MAX: Final = (1 << 32) - 1
 U64_MAX: Final = (1 << 64) - 1
 
@@ -49,6 +52,17 @@ def check_state_id(value: object) -> str:
         _known_states.clear()
     _known_states.add(value)
     return value
+
+
+def check_name(value: object) -> str:
+    """The name of a domain event itself: 1 to NAME_MAX characters. Raises: InvalidField."""
+    if type(value) is str and value in _known_names:
+        return value
+    name = check_text("name", value, least=1, most=NAME_MAX)
+    if len(_known_names) >= _KNOWN_MAX:
+        _known_names.clear()
+    _known_names.add(name)
+    return name
 
 
 def check_op_id(value: object) -> str:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 from uuid import UUID
 
 from casstore import Retention, Root
 from casstore.ids import ArtifactId
 from journal import domain, records
-from journal.admission import decode, fact_of, view_of
+from journal.admission import decode, definitions, fact_of, view_of
 from journal.backend import JournalBackend, Look, RunRow
+from journal.decoding import RawEvent, RunDecoder
 from journal.envelopes import Failure, RunState, analyze
-from journal.errors import InvalidArgument, InvalidStream, RunNotFound
+from journal.errors import InvalidArgument, InvalidEvent, InvalidStream, RunNotFound
 from journal.events import (
     DomainEvent,
     RecordedEvent,
@@ -24,15 +25,15 @@ from journal.events import (
     StateEntered,
     StateFailed,
     links,
-    recorded,
-    to_fields,
 )
 from journal.failures import RunStatus
-from journal.records import Context
+from journal.record_form import parse
+from journal.records import Resolve
 from journal.views import LastFailure, RunView, StateEntries
 
 PAGE_EVENTS: Final = 512
 RAW_PAGE_EVENTS: Final = 4096
+FIRST_PAGE_RUNS: Final = 32
 
 
 @final
@@ -68,69 +69,44 @@ def read_run(backend: JournalBackend, run_id: UUID, first: int, last: int | None
 
     Raises: InvalidStream where a record is missing or does not decode; RunNotFound where the run is forgotten midway.
     """
-    first, context, number = max(first, 1), None, None
+    for page in _pages(backend, run_id, first, last, PAGE_EVENTS, RunDecoder.events):
+        yield from page
+
+
+def raw_run(backend: JournalBackend, run_id: UUID, first: int, last: int | None) -> Iterator[RawEvent]:
+    """As `read_run`, as (seq, position, timestamp_ms, kind, *fields): what records hold is taken on trust."""
+    for page in _pages(backend, run_id, first, last, RAW_PAGE_EVENTS, RunDecoder.raw):
+        yield from page
+
+
+Page = TypeVar("Page", RecordedEvent, RawEvent)
+
+
+def _pages(
+    backend: JournalBackend, run_id: UUID, first: int, last: int | None, size: int,
+    decode_them: Callable[[RunDecoder, Sequence[bytes], int, int, Resolve], list[Page]],
+) -> Iterator[list[Page]]:  # fmt: skip
+    first, decoder = max(first, 1), None
     while True:
-        page: list[RecordedEvent] = []
+        page: list[Page] = []
         with backend.look() as look:
             row = look.run(run_id)
-            if number is not None and (row is None or row.number != number):
+            if decoder is not None and (row is None or row.number != decoder.number):
                 raise RunNotFound(run_id)
             if row is None:
                 return
-            number = row.number
+            if decoder is None:
+                decoder = RunDecoder(row.number, run_id, row.started_ms, from_first=first == 1)
             last = row.head if last is None else min(last, row.head)
-            if first == 1:
-                context = Context()
-            end = min(last, first + PAGE_EVENTS - 1)
-            for seq, position, data in look.records(row.number, first, end):
-                event, context = _decode_next(look, row, data, seq, first + len(page), context)
-                page.append(recorded(run_id, seq, position, event.timestamp_ms, event.event))
+            end = min(last, first + size - 1)
+            resolve = definitions(look, row)
+            for seq, position, found in look.stretches(row.number, first, end):
+                if seq != first + len(page):
+                    break
+                page += decode_them(decoder, found, seq, position, resolve)
             if first <= end and len(page) != end - first + 1:
                 raise InvalidStream("bad_sequence", run_id, first + len(page), "the record is missing")
-        yield from page
-        first = end + 1
-        if first > last:
-            return
-
-
-def _decode_next(
-    look: Look, row: RunRow, data: bytes, seq: int, due: int, context: Context | None
-) -> tuple[records.Record, Context | None]:
-    """From seq 1 on the context goes along and the record is checked to be the one form; else it is looked up."""
-    if context is None:
-        record = decode(look, row, data)
-    else:
-        record = records.decode_record(data, started_ms=_started(row, seq), resolve=context, run_id=row.run_id)
-        context = context.after(record.seq, record.event)
-    if seq != due or record.seq != seq or record.run_number != row.number:
-        raise InvalidStream("bad_sequence", row.run_id, due, f"event {record.seq} of run number {record.run_number}")
-    return record, context
-
-
-def _started(row: RunRow, seq: int) -> int:
-    return 0 if seq == 1 else row.started_ms
-
-
-def raw_run(backend: JournalBackend, run_id: UUID, first: int, last: int | None) -> Iterator[tuple[Any, ...]]:
-    """As `read_run`, as (seq, position, timestamp_ms, kind, *fields); decoded quickly where it starts with seq 1."""
-    if first > 1:
-        for item in read_run(backend, run_id, first, last):
-            kind, fields = to_fields(item.event)
-            yield (item.seq, item.position, item.timestamp_ms, kind, *fields)
-        return
-    context, first = Context(), 1
-    while True:
-        page: list[tuple[Any, ...]] = []
-        with backend.look() as look:
-            row = look.run(run_id)
-            if row is None:
-                return
-            last = row.head if last is None else min(last, row.head)
-            end = min(last, first + RAW_PAGE_EVENTS - 1)
-            for seq, position, data in look.records(row.number, first, end):
-                time, kind, fields, context = records.raw_fields(data, context)
-                page.append((seq, position, time + _started(row, seq), kind, *fields))
-        yield from page
+        yield page
         first = end + 1
         if first > last:
             return
@@ -139,29 +115,33 @@ def raw_run(backend: JournalBackend, run_id: UUID, first: int, last: int | None)
 def feed_page(backend: JournalBackend, after: int, limit: int = PAGE_EVENTS) -> list[RecordedEvent]:
     """The next events of all runs after a position, in commit order."""
     page: list[RecordedEvent] = []
-    rows: dict[int, RunRow] = {}
+    runs: dict[int, tuple[RunDecoder, Resolve] | None] = {}
     with backend.look() as look:
         for position, data in look.after(after):
-            row = _row_of(look, rows, data, position)
-            if row is None:
+            try:
+                parsed = parse(data)
+                number = parsed[1]
+            except (InvalidEvent, InvalidStream):  # which may be of a run that is gone; else it is looked at again
+                parsed, number = None, records.peek(data)[1]
+            if number not in runs:
+                runs[number] = _feeding(look, number, position)
+            run = runs[number]
+            if run is None:
                 continue
-            record = decode(look, row, data)
-            page.append(recorded(row.run_id, record.seq, position, record.timestamp_ms, record.event))
+            page.append(run[0].one(data, position, run[1], parsed))
             if len(page) >= limit:
                 break
     return page
 
 
-def _row_of(look: Look, rows: dict[int, RunRow], data: bytes, position: int) -> RunRow | None:
+def _feeding(look: Look, number: int, position: int) -> tuple[RunDecoder, Resolve] | None:
     """None for what a forget is still to remove."""
-    number = records.peek(data)[1]
-    row = rows.get(number) or look.numbered(number)
-    if row is None:
-        if any(number == forgotten for _, forgotten, _ in look.forgetting()):
-            return None
-        raise InvalidStream("bad_record", None, None, f"the record at position {position} is of no known run")
-    rows[number] = row
-    return row
+    row = look.numbered(number)
+    if row is not None:
+        return RunDecoder(number, row.run_id, row.started_ms, from_first=False), definitions(look, row)
+    if any(number == forgotten for _, forgotten, _ in look.forgetting()):
+        return None
+    raise InvalidStream("bad_record", None, None, f"the record at position {position} is of no known run")
 
 
 # -- the state of a run ---------------------------------------------------------------------------------
@@ -319,6 +299,7 @@ def list_runs(backend: JournalBackend, status: RunStatus | str | None, after: UU
         if row is None:
             return
         before = (row.updated_ms, row.number) if isinstance(status, RunStatus) else row.number
+    size = FIRST_PAGE_RUNS  # most ask for the newest few
     while True:
         page: list[RunRow] = []
         with backend.look() as look:
@@ -326,11 +307,12 @@ def list_runs(backend: JournalBackend, status: RunStatus | str | None, after: UU
                 found = look.numbered(number)
                 if found is not None:
                     page.append(found)
-                if len(page) == PAGE_EVENTS:
+                if len(page) == size:
                     break
         if not page:
             return
         yield from map(summary, page)
+        size = min(2 * size, PAGE_EVENTS)
         last = page[-1]
         before = (last.updated_ms, last.number) if isinstance(status, RunStatus) else last.number
 

@@ -19,24 +19,22 @@ is unix milliseconds in RunStarted, else milliseconds since the run's start (neg
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import cbor2
 from blake3 import blake3
 
 from casstore.ids import ArtifactId
-from journal import events
-from journal.errors import EventTooLarge, InvalidEvent, InvalidField, InvalidStream, UnknownEventVersion
+from journal import events, record_form
+from journal.errors import EventTooLarge, InvalidEvent, InvalidField, InvalidStream
 from journal.events import Event, RunStarted, StateCompleted, StateEntered, StateFailed
 from journal.ids import U32_MAX, U64_MAX, check_int, check_state_id
+from journal.record_form import MAX_RECORD as MAX_RECORD
+from journal.record_form import TIME_LIMIT, VERSION, parse, refuse
 from journal.views import RunView
 
-VERSION: Final = 1
-MAX_RECORD: Final = 1900  # two records fit a 4 KiB page of the tree that keeps them
 TOKEN_SIZE_BYTES: Final = 16
-_MAX_DEPTH: Final = 3
-_TIME_LIMIT: Final = 1 << 63
 _CHAIN_SEED: Final = b"journal chain 1"
 
 Definition = ArtifactId | str
@@ -101,32 +99,6 @@ class Record(NamedTuple):
     back: int | None
 
 
-def raw_fields(data: bytes, context: Context) -> tuple[int, int, list[Any], Context]:
-    """(time as stored, kind, fields with distances resolved, the context after): a quick look for tools, of records
-    that were checked when they were read or written. Raises: InvalidStream with `bad_record`."""
-    try:
-        row = cbor2.loads(data)
-        seq, kind, fields = row[2], row[4], row[5]
-        if kind == events.STATE_ENTERED:
-            if type(fields[2]) is int:
-                fields[2] = context.checkpoint_id.digest  # type: ignore[union-attr]
-            context = Context(context.checkpoint_seq, context.checkpoint_id, seq, fields[0])
-        elif kind in _CLOSING:
-            if type(fields[0]) is int:
-                fields[0] = context.open_state
-            if kind == events.STATE_COMPLETED:
-                context = Context(seq, ArtifactId(fields[1]))
-            else:
-                if fields[1] is None:
-                    fields[1] = fields[0]
-                context = Context(context.checkpoint_seq, context.checkpoint_id)
-        elif kind == events.RUN_STARTED:
-            context = Context(seq, ArtifactId(fields[2]))
-        return row[3], kind, fields, context
-    except Exception as error:
-        raise InvalidStream("bad_record", None, None, f"not a record: {error}") from error
-
-
 # -- encoding -----------------------------------------------------------------------------------------
 
 
@@ -145,7 +117,7 @@ def encode_record(
     """
     check_int("run_number", run_number, 0, U64_MAX)
     check_int("seq", seq, 1, U64_MAX)
-    check_int("timestamp_ms", ts_ms, 0, _TIME_LIMIT)
+    check_int("timestamp_ms", ts_ms, 0, TIME_LIMIT)
     kind, fields = events.to_fields(event)
     _shorten(kind, fields, seq, context)
     time = ts_ms if kind == events.RUN_STARTED else ts_ms - started_ms
@@ -190,71 +162,47 @@ def decode_record(data: bytes, *, started_ms: int, resolve: Context | Resolve, r
     Raises: InvalidStream with `bad_record`; UnknownEventVersion.
     """
     try:
-        row = _parse(data, run_id)
-        kind, fields = row[4], row[5]
-        if type(resolve) is Context:
-            _check_shortened(kind, fields, resolve)
-            back = _restore(kind, fields, row[2], resolve.resolve)
-        else:
-            back = _restore(kind, fields, row[2], resolve)  # type: ignore[arg-type]
-        event = events.from_fields(kind, fields)
-        time = row[3] if kind == events.RUN_STARTED else row[3] + started_ms
-        if not 0 <= time <= _TIME_LIMIT:
-            raise InvalidField("time", f"{time} is out of range")
-        batch = _batch(row[6]) if len(row) == 7 else None
+        row = parse(data, run_id)
+        event, back = event_of(row, resolve)
+        return Record(row[1], row[2], time_of(row, started_ms), event, batch_of(row), back)
     except InvalidEvent as error:
-        _bad(data, run_id, str(error), error)
+        refuse(data, run_id, str(error), error)
     except LookupError as error:
-        _bad(data, run_id, f"refers to an event that does not help: {error}", error)
-    return Record(row[1], row[2], time, event, batch, back)
+        refuse(data, run_id, f"refers to an event that does not help: {error}", error)
 
 
-def peek(data: bytes) -> tuple[int, int, int]:
-    """Version, run number and seq, of any version, without a look at the rest. Raises: InvalidStream."""
-    try:
-        return _peek(data)
-    except InvalidEvent as error:
-        raise InvalidStream("bad_record", None, None, str(error)) from error
+def event_of(row: list[Any], resolve: Context | Resolve) -> tuple[Event, int | None]:
+    """The event of a parsed row, whose fields are used up, and the distance to the event that it was read with.
 
-
-def back_reference(data: bytes, *, run_id: UUID | None = None) -> int | None:
-    """How many seqs back the event lies that this record is read with; None where it needs none.
-
-    Raises: InvalidStream with `bad_record`; UnknownEventVersion.
+    Raises: InvalidEvent leaves; LookupError where the other event does not help.
     """
-    try:
-        row = _parse(data, run_id)
-        place = _PLACES.get(row[4])
-        if place is None or type(row[5][place]) is not int:
-            return None
-        return check_int("back", row[5][place], 1, row[2] - 1)
-    except InvalidEvent as error:
-        _bad(data, run_id, str(error), error)
-
-
-def definition(data: bytes, *, run_id: UUID | None = None) -> Definition:
-    """What a record defines for those that refer back to it: a checkpoint's id or the state of an attempt.
-
-    Needs no other record. Raises: InvalidStream with `bad_record`; UnknownEventVersion.
-    """
-    try:
-        row = _parse(data, run_id)
-        kind, fields = row[4], row[5]
-        if kind == events.STATE_ENTERED:
-            return check_state_id(fields[0])
-        if kind not in (events.RUN_STARTED, events.STATE_COMPLETED) or type(fields[-1]) is not bytes:
-            raise InvalidField("kind", "sets neither a checkpoint nor an open attempt")
-        return events.check_digest("checkpoint", fields[-1])
-    except InvalidEvent as error:
-        _bad(data, run_id, str(error), error)
-
-
-def _check_shortened(kind: int, fields: list[Any], context: Context) -> None:
-    """A record leaves out what it may: else the same event would have two forms. Raises: InvalidField."""
+    kind, fields = row[4], row[5]
     place = _PLACES.get(kind)
     if place is None:
-        return
-    given = fields[place]
+        return events.from_fields(kind, fields), None
+    back, given = None, fields[place]
+    if type(given) is int:
+        back = check_int("back", given, 1, row[2] - 1)
+        found = resolve.resolve(row[2] - back) if type(resolve) is Context else resolve(row[2] - back)  # type: ignore[operator]
+        if kind == events.STATE_ENTERED:
+            if type(found) is not ArtifactId:
+                raise LookupError(f"event {row[2] - back} is of another kind")
+            return events.entered(fields[0], fields[1], found), back
+        if type(found) is not str:
+            raise LookupError(f"event {row[2] - back} is of another kind")
+        fields[place] = found
+    elif type(resolve) is Context:
+        _check_shortened(kind, given, resolve)
+    if kind == events.STATE_FAILED:
+        if fields[1] == fields[0]:
+            raise InvalidField("error.state_id", "left out where it is the event's")
+        if fields[1] is None:
+            fields[1] = fields[0]
+    return events.from_fields(kind, fields), back
+
+
+def _check_shortened(kind: int, given: object, context: Context) -> None:
+    """A record leaves out what it may: else the same event would have two forms. Raises: InvalidField."""
     if kind == events.STATE_ENTERED:
         known: object = None if context.checkpoint_id is None else context.checkpoint_id.digest
     else:
@@ -267,35 +215,57 @@ def _check_shortened(kind: int, fields: list[Any], context: Context) -> None:
 _PLACES: Final = {events.STATE_ENTERED: 2, events.STATE_COMPLETED: 0, events.STATE_FAILED: 0}
 
 
-def _restore(kind: int, fields: list[Any], seq: int, resolve: Resolve) -> int | None:
-    back = None
-    place = _PLACES.get(kind)
-    if place is not None and type(fields[place]) is int:
-        back = check_int("back", fields[place], 1, seq - 1)
-        found = resolve(seq - back)
-        if kind == events.STATE_ENTERED and type(found) is ArtifactId:
-            fields[place] = found.digest
-        elif kind != events.STATE_ENTERED and type(found) is str:
-            fields[place] = found
-        else:
-            raise LookupError(f"event {seq - back} is of another kind")
-    if kind == events.STATE_FAILED:
-        if fields[1] == fields[0]:
-            raise InvalidField("error.state_id", "left out where it is the event's")
-        if fields[1] is None:
-            fields[1] = fields[0]
-    return back
+def time_of(row: list[Any], started_ms: int) -> int:
+    """Unix milliseconds. Raises: InvalidField."""
+    time: int = row[3] if row[4] == events.RUN_STARTED else row[3] + started_ms
+    if not 0 <= time <= TIME_LIMIT:
+        raise InvalidField("time", f"{time} is out of range")
+    return time
 
 
-def _peek(data: bytes) -> tuple[int, int, int]:
+def batch_of(row: list[Any]) -> Batch | None:
+    """The batch that the record is the first of. Raises: InvalidField."""
+    return _batch(row[6]) if len(row) == 7 else None
+
+
+def peek(data: bytes) -> tuple[int, int, int]:
+    """Version, run number and seq, of any version, without a look at the rest. Raises: InvalidStream."""
     try:
-        if data[0] >> 5 != 4 or not 3 <= data[0] & 31 <= 23:
-            raise InvalidField("record", "no array of 3 to 23 items")
-        version, place = _uint(data, 1)
-        run_number, place = _uint(data, place)
-        return version, run_number, _uint(data, place)[0]
-    except IndexError as error:
-        raise InvalidField("record", "cut off") from error
+        return record_form.peek(data)
+    except InvalidEvent as error:
+        raise InvalidStream("bad_record", None, None, str(error)) from error
+
+
+def back_reference(data: bytes, *, run_id: UUID | None = None) -> int | None:
+    """How many seqs back the event lies that this record is read with; None where it needs none.
+
+    Raises: InvalidStream with `bad_record`; UnknownEventVersion.
+    """
+    try:
+        row = parse(data, run_id)
+        place = _PLACES.get(row[4])
+        if place is None or type(row[5][place]) is not int:
+            return None
+        return check_int("back", row[5][place], 1, row[2] - 1)
+    except InvalidEvent as error:
+        refuse(data, run_id, str(error), error)
+
+
+def definition(data: bytes, *, run_id: UUID | None = None) -> Definition:
+    """What a record defines for those that refer back to it: a checkpoint's id or the state of an attempt.
+
+    Needs no other record. Raises: InvalidStream with `bad_record`; UnknownEventVersion.
+    """
+    try:
+        row = parse(data, run_id)
+        kind, fields = row[4], row[5]
+        if kind == events.STATE_ENTERED:
+            return check_state_id(fields[0])
+        if kind not in (events.RUN_STARTED, events.STATE_COMPLETED) or type(fields[-1]) is not bytes:
+            raise InvalidField("kind", "sets neither a checkpoint nor an open attempt")
+        return events.check_digest("checkpoint", fields[-1])
+    except InvalidEvent as error:
+        refuse(data, run_id, str(error), error)
 
 
 def _batch(item: object) -> Batch:
@@ -303,76 +273,6 @@ def _batch(item: object) -> Batch:
         raise InvalidField("batch", "two items are wanted")
     return Batch(_check_token(item[0]), check_int("length", item[1], 1, U32_MAX))
 
-
-def _parse(data: bytes, run_id: UUID | None) -> list[Any]:
-    """The raw array, with its places checked for their kind. Raises: InvalidEvent leaves, UnknownEventVersion."""
-    if type(data) is not bytes:
-        raise InvalidField("record", f"bytes are wanted, not {type(data).__name__}")
-    if len(data) > MAX_RECORD:
-        raise InvalidField("record", f"{len(data)} bytes; at most {MAX_RECORD} are allowed")
-    try:
-        row = cbor2.loads(data, tag_hook=_refuse_tag, semantic_decoders=_NO_TAGS, allow_indefinite=False,
-                          max_depth=_MAX_DEPTH)  # fmt: skip
-        whole = type(row) is list and type(row[0]) is int and row[0] == VERSION and cbor2.dumps(row) == data
-    except Exception as error:  # the decoder's own errors are many; each means the same here
-        _check_version(data, run_id)
-        raise InvalidField("record", f"not CBOR as records have it: {error}") from error
-    if not whole:
-        _check_version(data, run_id)
-        raise InvalidField("record", "not the shortest form, or bytes after the end")
-    if len(row) not in (6, 7):
-        raise InvalidField("record", "6 or 7 items are wanted")
-    _, number, seq, time, kind, fields = row[:6]
-    if type(number) is not int or type(seq) is not int or type(time) is not int or type(kind) is not int:
-        raise InvalidField("record", "a number is wanted in each of the first five places")
-    if not (0 <= number <= U64_MAX and 1 <= seq <= U64_MAX and -_TIME_LIMIT <= time <= _TIME_LIMIT):
-        raise InvalidField("record", "a number is out of range")
-    if type(fields) is not list or len(fields) != events.FIELD_COUNTS.get(kind, -1):
-        raise InvalidField("fields", f"kind {kind} has {events.FIELD_COUNTS.get(kind, 'no meaning')}")
-    return row  # type: ignore[no-any-return]
-
-
-def _check_version(data: bytes, run_id: UUID | None) -> None:
-    """What cannot be read may be of a later version. Raises: UnknownEventVersion, InvalidField."""
-    version, _, seq = _peek(data)
-    if version != VERSION:
-        raise UnknownEventVersion(version, run_id, seq)
-
-
-def _bad(data: object, run_id: UUID | None, detail: str, cause: Exception) -> NoReturn:
-    seq = None
-    if type(data) is bytes:
-        try:
-            seq = _peek(data)[2]
-        except InvalidEvent:
-            seq = None
-    raise InvalidStream("bad_record", run_id, seq, detail) from cause
-
-
-def _uint(data: bytes, place: int) -> tuple[int, int]:
-    """A CBOR unsigned integer in its shortest form, and where it ends."""
-    head = data[place]
-    if head < 24:
-        return head, place + 1
-    if not 24 <= head <= 27:
-        raise InvalidField("record", f"no unsigned integer at byte {place}")
-    size = 1 << (head - 24)
-    end = place + 1 + size
-    if end > len(data):
-        raise IndexError
-    value = int.from_bytes(data[place + 1 : end], "big")
-    if value < (24 if size == 1 else 1 << (4 * size)):
-        raise InvalidField("record", f"a longer integer than needed at byte {place}")
-    return value, end
-
-
-def _refuse_tag(*_: Any, **__: Any) -> Any:
-    raise ValueError("a tag")
-
-
-_NO_TAGS: Final = dict.fromkeys(
-    (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag
-)
 
 # -- the chain ----------------------------------------------------------------------------------------
 

@@ -48,7 +48,8 @@ from journal.rows import (
     unpack_state,
 )
 
-_SCAN_FROM: Final = 4
+_SCAN_FROM: Final = 3
+_STRETCH: Final = 1024
 _GREATEST: Final = b"\xff" * 9
 
 
@@ -129,33 +130,58 @@ class TableLook:
         return None if position is None else self._txn.get(EV, number(position))
 
     def records(self, number_: int, first: int, last: int) -> Iterator[tuple[int, int, bytes]]:
-        batch = self._batch(number_, first)
-        prefix = number(number_)
-        if batch is None or first > last:
+        for seq, position, found in self.stretches(number_, first, last):
+            for at, data in enumerate(found):
+                yield seq + at, position + at, data
+
+    def stretches(self, number_: int, first: int, last: int) -> Iterator[tuple[int, int, list[bytes]]]:
+        if first > last:
             return
-        batches = self.under(RS, prefix, prefix + number(batch[0]))
-        starts = ((take_number(rest, 0)[0], unpack_number(value)) for rest, value in batches)
-        current = next(starts, None)
-        while current is not None:
-            following = next(starts, None)
-            start, position = current
-            end = last if following is None else min(last, following[0] - 1)
-            begin = max(start, first)
-            place = position + begin - start
-            if end - begin >= _SCAN_FROM:  # events of one batch stand one after the other
-                for key, data in self._txn.scan(EV, number(place)):
-                    found = unpack_number(key) - place
-                    if begin + found > end:
-                        break
-                    yield begin + found, place + found, data
+        start = place = size = 0
+        for seq, position, length in self._batches(number_, first, last):
+            if size and position == place + size and seq == start + size:  # nobody else appended in between
+                size += length
             else:
-                for seq in range(begin, end + 1):
-                    one = self._txn.get(EV, number(place + seq - begin))
-                    if one is not None:
-                        yield seq, place + seq - begin, one
-            if following is None or following[0] > last:
+                yield from self._stretch(start, place, size)
+                start, place, size = seq, position, length
+            while size >= 2 * _STRETCH:
+                yield from self._stretch(start, place, _STRETCH)
+                start, place, size = start + _STRETCH, place + _STRETCH, size - _STRETCH
+        yield from self._stretch(start, place, size)
+
+    def _batches(self, number_: int, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """(seq, position, length) of what lies in [first, last] of each batch."""
+        batch = self._batch(number_, first)
+        if batch is None:
+            return
+        prefix = number(number_)
+        rows = self.under(RS, prefix, prefix + number(batch[0]))
+        start, position = batch
+        next(rows)
+        for rest, value in rows:
+            following = take_number(rest, 0)[0]
+            begin, end = max(start, first), min(last + 1, following)
+            if begin < end:
+                yield begin, position + begin - start, end - begin
+            start, position = following, unpack_number(value)
+            if following > last:
                 return
-            current = following
+        begin = max(start, first)
+        if begin <= last:
+            yield begin, position + begin - start, last + 1 - begin
+
+    def _stretch(self, seq: int, place: int, size: int) -> Iterator[tuple[int, int, list[bytes]]]:
+        """Records that should stand one after the other from a position on; several lists where some are missing."""
+        if size >= _SCAN_FROM:
+            rows = list(islice(self._txn.scan(EV, number(place)), size))
+            # Keys only rise: where the last is as far from the first as it should be, there is none between missing.
+            if len(rows) == size and rows[0][0] == number(place) and rows[-1][0] == number(place + size - 1):
+                yield seq, place, [data for _, data in rows]
+                return
+        for at in range(size):
+            one = self._txn.get(EV, number(place + at))
+            if one is not None:
+                yield seq + at, place + at, [one]
 
     def after(self, position: int) -> Iterator[tuple[int, bytes]]:
         for key, value in self._txn.scan(EV, number(position + 1)):

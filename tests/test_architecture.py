@@ -27,6 +27,7 @@ PURE = {
     "casstore.varints",
     "journal.events", "journal.event_json", "journal.views", "journal.envelopes", "journal.records",
     "journal.decisions", "journal.domain", "journal.failures", "journal.ids", "journal.storable",
+    "journal.blanks", "journal.decoding", "journal.record_form",
 }  # fmt: skip
 EFFECTS = {"lmdb", "os", "time", "threading", "socket", "subprocess", "pathlib", "io", "fcntl", "secrets", "random"}
 

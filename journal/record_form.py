@@ -1,0 +1,150 @@
+"""The form of a record: from its bytes to the places of its array, each checked for its kind. Pure.
+
+There is one form of a record (docs/FORMAT.md), so decoding and encoding again has to give the same bytes. Two codecs
+do it: libipld is fast, and lets through a link, which records have nowhere, as the bytes of its CID; cbor2 is asked
+where the bytes could hold one, or where libipld does not give them back, and says what is wrong with them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NoReturn
+from uuid import UUID
+
+import cbor2
+import libipld
+
+from casstore import values
+from journal.errors import InvalidEvent, InvalidField, InvalidStream, UnknownEventVersion
+from journal.events import FIELD_COUNTS
+from journal.ids import U64_MAX
+
+VERSION: Final = 1
+MAX_RECORD: Final = 1900  # two records fit a 4 KiB page of the tree that keeps them
+TIME_LIMIT: Final = 1 << 63
+_MAX_DEPTH: Final = 3
+_LINK_MARK: Final = b"\xd8\x2a"
+_HEADS: Final = (bytes((0x86, VERSION)), bytes((0x87, VERSION)))  # 6 or 7 items, of which the first is the version
+
+
+def parse(data: bytes, run_id: UUID | None = None) -> list[Any]:
+    """[version, run number, seq, time, kind, fields, …] with numbers in range; what the fields are is not looked at.
+
+    `run_id` is only for errors. Raises: InvalidEvent leaves, UnknownEventVersion.
+    """
+    row = _parse_fast(data)
+    if row is None:
+        row = _parse_carefully(data, run_id)
+    number, seq, time, kind, fields = row[1:6]
+    if type(number) is not int or type(seq) is not int or type(time) is not int or type(kind) is not int:
+        raise InvalidField("record", "a number is wanted in each of the first five places")
+    if not (0 <= number <= U64_MAX and 1 <= seq <= U64_MAX and -TIME_LIMIT <= time <= TIME_LIMIT):
+        raise InvalidField("record", "a number is out of range")
+    if type(fields) is not list or len(fields) != FIELD_COUNTS.get(kind, -1):
+        raise InvalidField("fields", f"kind {kind} has {FIELD_COUNTS.get(kind, 'no meaning')}")
+    return row
+
+
+def parse_quickly(data: bytes) -> list[Any]:
+    """The array of a record that was checked when it was written: its form is taken on trust.
+
+    Raises: ValueError, RecursionError: it is no CBOR.
+    """
+    if len(data) > MAX_RECORD or not values.is_shallow(data):
+        raise ValueError("too long or too deep for a record")
+    row: list[Any] = libipld.decode_dag_cbor(data)
+    return row
+
+
+def _parse_fast(data: bytes) -> list[Any] | None:
+    """The array, where its form is surely the one; None where somebody else has to look."""
+    if type(data) is not bytes or len(data) > MAX_RECORD or data[:2] not in _HEADS or not values.is_shallow(data):
+        return None
+    try:
+        row: list[Any] = libipld.decode_dag_cbor(data)
+        if libipld.encode_dag_cbor(row) != data or (_LINK_MARK in data and _has_link(row[5], data)):
+            return None
+    except Exception:
+        return None
+    return row
+
+
+def _has_link(fields: Any, data: bytes) -> bool:
+    """Whether a mark of a link stands elsewhere than inside of the bytes of a field: in them it says nothing."""
+    inside = sum(item.count(_LINK_MARK) for item in fields if type(item) is bytes)
+    return data.count(_LINK_MARK) != inside
+
+
+def _parse_carefully(data: bytes, run_id: UUID | None) -> list[Any]:
+    if type(data) is not bytes:
+        raise InvalidField("record", f"bytes are wanted, not {type(data).__name__}")
+    if len(data) > MAX_RECORD:
+        raise InvalidField("record", f"{len(data)} bytes; at most {MAX_RECORD} are allowed")
+    try:
+        row = cbor2.loads(data, tag_hook=_refuse_tag, semantic_decoders=_NO_TAGS, allow_indefinite=False,
+                          max_depth=_MAX_DEPTH)  # fmt: skip
+        whole = type(row) is list and type(row[0]) is int and row[0] == VERSION and cbor2.dumps(row) == data
+    except Exception as error:  # the decoder's own errors are many; each means the same here
+        _check_version(data, run_id)
+        raise InvalidField("record", f"not CBOR as records have it: {error}") from error
+    if not whole:
+        _check_version(data, run_id)
+        raise InvalidField("record", "not the shortest form, or bytes after the end")
+    if len(row) not in (6, 7):
+        raise InvalidField("record", "6 or 7 items are wanted")
+    return row  # type: ignore[no-any-return]
+
+
+def peek(data: bytes) -> tuple[int, int, int]:
+    """Version, run number and seq, of any version, without a look at the rest. Raises: InvalidField."""
+    try:
+        if data[0] >> 5 != 4 or not 3 <= data[0] & 31 <= 23:
+            raise InvalidField("record", "no array of 3 to 23 items")
+        version, place = _uint(data, 1)
+        run_number, place = _uint(data, place)
+        return version, run_number, _uint(data, place)[0]
+    except IndexError as error:
+        raise InvalidField("record", "cut off") from error
+
+
+def refuse(data: object, run_id: UUID | None, detail: str, cause: Exception) -> NoReturn:
+    """Raises: InvalidStream with `bad_record`, and the seq where the bytes tell it."""
+    seq = None
+    if type(data) is bytes:
+        try:
+            seq = peek(data)[2]
+        except InvalidEvent:
+            seq = None
+    raise InvalidStream("bad_record", run_id, seq, detail) from cause
+
+
+def _check_version(data: bytes, run_id: UUID | None) -> None:
+    """What cannot be read may be of a later version. Raises: UnknownEventVersion, InvalidField."""
+    version, _, seq = peek(data)
+    if version != VERSION:
+        raise UnknownEventVersion(version, run_id, seq)
+
+
+def _uint(data: bytes, place: int) -> tuple[int, int]:
+    """A CBOR unsigned integer in its shortest form, and where it ends."""
+    head = data[place]
+    if head < 24:
+        return head, place + 1
+    if not 24 <= head <= 27:
+        raise InvalidField("record", f"no unsigned integer at byte {place}")
+    size = 1 << (head - 24)
+    end = place + 1 + size
+    if end > len(data):
+        raise IndexError
+    value = int.from_bytes(data[place + 1 : end], "big")
+    if value < (24 if size == 1 else 1 << (4 * size)):
+        raise InvalidField("record", f"a longer integer than needed at byte {place}")
+    return value, end
+
+
+def _refuse_tag(*_: Any, **__: Any) -> Any:
+    raise ValueError("a tag")
+
+
+_NO_TAGS: Final = dict.fromkeys(
+    (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag
+)
