@@ -46,7 +46,7 @@ def encode(value: object) -> tuple[bytes, tuple[ArtifactId, ...]]:
         data = libipld.encode_dag_cbor(value)
     except Exception:
         return encode_reference(value)
-    return encode_reference(value) if b"\xd8" in data and may_link(data) else (data, ())
+    return encode_reference(value) if 0xD8 in data and may_link(data) else (data, ())
 
 
 def encode_reference(value: object) -> tuple[bytes, tuple[ArtifactId, ...]]:
@@ -63,7 +63,8 @@ def decode(data: bytes) -> Any:
     """
     if type(data) is not bytes:
         raise InvalidValue("$", f"bytes are wanted, not {type(data).__name__}")
-    if (b"\xd8" in data and may_link(data)) or not is_shallow(data):
+    small = len(data) <= MAX_DEPTH  # and so no deeper
+    if (0xD8 in data and may_link(data)) or not (small or is_shallow(data)):
         value = _decode_with_links(data)
         if _comes_back(data):
             return value
@@ -71,7 +72,7 @@ def decode(data: bytes) -> Any:
         try:
             value = libipld.decode_dag_cbor(data)
             # Of exact types, since it was decoded: where it cannot be too deep either, the guards have nothing to find.
-            if not _may_be_deep(data) and libipld.encode_dag_cbor(value) == data:
+            if (small or not _may_be_deep(data)) and libipld.encode_dag_cbor(value) == data:
                 return value
         except Exception as error:
             raise InvalidValue("$", f"not DAG-CBOR: {error}") from error

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, final
 from uuid import UUID
 
 from casstore import values
+from casstore.errors import InvalidValue
 from casstore.ids import ArtifactId
 from journal import domain
 from journal.blanks import blank_of
@@ -41,8 +42,8 @@ __all__ = [
     "STATE_FAILED", "DomainEvent", "ErrorCategory", "ErrorInfo", "Event", "Link", "RecordedEvent", "RunCompleted",
     "RunStarted", "RunStatus", "StateCompleted", "StateEntered", "StateError", "StateFailed", "artifact_written",
     "check_digest", "check_event", "check_op_id", "check_state_id", "child_run_completed", "child_run_spawned",
-    "entered", "fact_recorded", "forked_from", "from_fields", "from_json", "links", "op_boundary", "parse_run_id",
-    "recorded", "run_ended", "run_policy", "to_fields", "to_json",
+    "domain_of", "entered", "fact_recorded", "forked_from", "from_fields", "from_json", "links", "op_boundary",
+    "parse_run_id", "recorded", "run_ended", "run_policy", "to_fields", "to_json",
 ]  # fmt: skip
 
 _put: Final = object.__setattr__
@@ -336,15 +337,21 @@ def _ended_of(status: Any, final_id: Any) -> RunCompleted:
     return RunCompleted(status=member, final_snapshot_id=_maybe_id("final_snapshot_id", final_id))
 
 
-def _domain_of(name: Any, payload: Any, ref: Any) -> DomainEvent:
-    """Strict as DomainEvent is: the payload has to be the one form of itself, and is not encoded again to see it."""
+def domain_of(name: Any, payload: Any, ref: Any) -> DomainEvent:
+    """The domain event of three fields; strict as DomainEvent is: the payload has to be the one form of itself.
+
+    Raises: InvalidEvent leaves.
+    """
     if type(payload) is not bytes:
         raise InvalidField("payload", "bytes are wanted")
     check_name(name)
-    value = decode_value("payload", payload)
+    try:
+        value = values.decode(payload)
+    except InvalidValue:
+        value = decode_value("payload", payload)
     if type(value) is not dict:
         raise InvalidField("payload", f"a dict is wanted, not {type(value).__name__}")
-    if name in domain.WELL_KNOWN and not _is_same(domain.check_payload(name, value), value):
+    if name in _WELL_KNOWN and not _is_same(domain.check_payload(name, value), value):
         raise InvalidField("payload", "not in the form in which it is stored")
     item = _BlankDomain()
     item.name = name
@@ -361,6 +368,7 @@ def _is_same(checked: dict[str, Any], value: dict[str, Any]) -> bool:
     return encode_value("payload", checked) == encode_value("payload", value)
 
 
+_WELL_KNOWN: Final = domain.WELL_KNOWN
 _BlankEntered: Final = blank_of(StateEntered)
 _BlankCompleted: Final = blank_of(StateCompleted)
 _BlankDomain: Final = blank_of(DomainEvent)
@@ -398,7 +406,7 @@ _MAKE: Final[dict[int, Callable[..., Event]]] = {
     STATE_COMPLETED: _completed_of,
     STATE_FAILED: _failed_of,
     RUN_COMPLETED: _ended_of,
-    DOMAIN: _domain_of,
+    DOMAIN: domain_of,
 }
 
 

@@ -7,6 +7,7 @@ where the bytes could hold one, or where libipld does not give them back, and sa
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn
 from uuid import UUID
 
@@ -16,13 +17,15 @@ import libipld
 from casstore import values
 from journal.errors import InvalidEvent, InvalidField, InvalidStream, UnknownEventVersion
 from journal.events import FIELD_COUNTS
-from journal.ids import U64_MAX
 
 VERSION: Final = 1
 MAX_RECORD: Final = 1900  # two records fit a 4 KiB page of the tree that keeps them
 TIME_LIMIT: Final = 1 << 63
 _MAX_DEPTH: Final = 3
 _LINK_MARK: Final = b"\xd8\x2a"
+_SHORT: Final = values.MAX_DEPTH  # so short that it is shallow
+_decode: Final[Callable[[bytes], Any]] = libipld.decode_dag_cbor
+_encode: Final[Callable[[Any], bytes]] = libipld.encode_dag_cbor
 _HEADS: Final = (bytes((0x86, VERSION)), bytes((0x87, VERSION)))  # 6 or 7 items, of which the first is the version
 
 
@@ -31,41 +34,39 @@ def parse(data: bytes, run_id: UUID | None = None) -> list[Any]:
 
     `run_id` is only for errors. Raises: InvalidEvent leaves, UnknownEventVersion.
     """
-    row = _parse_fast(data)
+    row: list[Any] | None = None
+    if type(data) is bytes and data.startswith(_HEADS) and (len(data) <= _SHORT or _is_short(data)):
+        try:
+            row = _decode(data)
+            if _encode(row) != data or (0xD8 in data and _has_link(row[5], data)):
+                row = None
+        except Exception:  # whatever it was, it is found again
+            row = None
     if row is None:
         row = _parse_carefully(data, run_id)
-    number, seq, time, kind, fields = row[1:6]
+    number, seq, time, kind, fields = row[1], row[2], row[3], row[4], row[5]
     if type(number) is not int or type(seq) is not int or type(time) is not int or type(kind) is not int:
         raise InvalidField("record", "a number is wanted in each of the first five places")
-    if not (0 <= number <= U64_MAX and 1 <= seq <= U64_MAX and -TIME_LIMIT <= time <= TIME_LIMIT):
+    if number < 0 or seq < 1 or not -TIME_LIMIT <= time <= TIME_LIMIT:  # without a tag CBOR has none above 2^64 - 1
         raise InvalidField("record", "a number is out of range")
-    if type(fields) is not list or len(fields) != FIELD_COUNTS.get(kind, -1):
+    if type(fields) is not list or len(fields) != FIELD_COUNTS.get(kind):
         raise InvalidField("fields", f"kind {kind} has {FIELD_COUNTS.get(kind, 'no meaning')}")
     return row
 
 
-def parse_quickly(data: bytes) -> list[Any]:
-    """The array of a record that was checked when it was written: its form is taken on trust.
+def parse_quickly(records: Sequence[bytes]) -> Iterator[list[Any]]:
+    """The arrays of records that were checked when they were written: their form is taken on trust.
 
-    Raises: ValueError, RecursionError: it is no CBOR.
+    Raises: ValueError, RecursionError: one is no CBOR.
     """
-    if len(data) > MAX_RECORD or not values.is_shallow(data):
+    if max(map(len, records)) > _SHORT and not all(map(_is_short, records)):
         raise ValueError("too long or too deep for a record")
-    row: list[Any] = libipld.decode_dag_cbor(data)
-    return row
+    return map(_decode, records)
 
 
-def _parse_fast(data: bytes) -> list[Any] | None:
-    """The array, where its form is surely the one; None where somebody else has to look."""
-    if type(data) is not bytes or len(data) > MAX_RECORD or data[:2] not in _HEADS or not values.is_shallow(data):
-        return None
-    try:
-        row: list[Any] = libipld.decode_dag_cbor(data)
-        if libipld.encode_dag_cbor(row) != data or (_LINK_MARK in data and _has_link(row[5], data)):
-            return None
-    except Exception:
-        return None
-    return row
+def _is_short(data: bytes) -> bool:
+    """Whether it is no longer than a record may be, and not so deep that its decoding could overflow a stack."""
+    return len(data) <= MAX_RECORD and values.is_shallow(data)
 
 
 def _has_link(fields: Any, data: bytes) -> bool:
