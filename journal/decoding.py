@@ -8,7 +8,8 @@ attempt is open.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any, Final, final
 from uuid import UUID
 
@@ -20,15 +21,15 @@ from journal.events import (
     STATE_COMPLETED,
     STATE_ENTERED,
     STATE_FAILED,
+    Event,
     RecordedEvent,
     StateCompleted,
     StateEntered,
     domain_of,
-    from_fields,
     recorded,
 )
 from journal.record_form import TIME_LIMIT, parse, parse_quickly, refuse
-from journal.records import Context, Definition, Resolve, batch_of, event_of, time_of
+from journal.records import Context, Definition, Resolve, check_batch, event_of, time_of
 
 RawEvent = tuple[Any, ...]  # seq, position, time in unix milliseconds, kind, then the fields
 
@@ -50,60 +51,59 @@ class RunDecoder:
         UnknownEventVersion.
         """
         found: list[RecordedEvent] = []
-        run_id, number, started_ms = self.run_id, self.number, self.started_ms
-        data = b""
         try:
-            for data in records:
-                row = parse(data, run_id)
-                if row[4] == DOMAIN and row[2] == seq and row[1] == number:
-                    event = domain_of(*row[5])
-                    time = row[3] + started_ms
-                    if not 0 <= time <= TIME_LIMIT:
-                        time_of(row, started_ms)
-                    if len(row) == 7:
-                        batch_of(row)
-                    found.append(recorded(run_id, seq, position, time, event))
-                else:
-                    found.append(self._take(row, seq, position, resolve))
-                seq += 1
-                position += 1
+            self._take(map(parse, records, repeat(self.run_id)), seq, position, resolve, found)
         except InvalidEvent as error:
-            refuse(data, run_id, str(error), error)
+            refuse(records[len(found)], self.run_id, str(error), error)
         except LookupError as error:
-            refuse(data, run_id, f"refers to an event that does not help: {error}", error)
+            refuse(records[len(found)], self.run_id, f"refers to an event that does not help: {error}", error)
         return found
 
     def one(self, data: bytes, position: int, resolve: Resolve, parsed: list[Any] | None) -> RecordedEvent:
         """As `events`, of the next record of the run that there is, whatever its seq; `parsed` where it was already."""
+        found: list[RecordedEvent] = []
         try:
             row = parse(data, self.run_id) if parsed is None else parsed
-            return self._take(row, row[2], position, resolve)
+            self._take((row,), row[2], position, resolve, found)
         except InvalidEvent as error:
             refuse(data, self.run_id, str(error), error)
         except LookupError as error:
             refuse(data, self.run_id, f"refers to an event that does not help: {error}", error)
+        return found[0]
 
-    def _take(self, row: list[Any], seq: int, position: int, resolve: Resolve) -> RecordedEvent:
+    def _take(
+        self, rows: Iterable[list[Any]], seq: int, position: int, resolve: Resolve, found: list[RecordedEvent]
+    ) -> None:  # fmt: skip
         """Raises: InvalidEvent leaves, LookupError, InvalidStream."""
-        followed = row[4] in _FOLLOWED
-        if not followed:
-            event = from_fields(row[4], row[5])
-        elif self._context is not None:
-            event, _ = event_of(row, self._context)
-        else:
-            event, _ = event_of(row, functools.partial(self._define, resolve))
-        time = time_of(row, self.started_ms)
-        batch_of(row)
-        if row[2] != seq or row[1] != self.number:
-            raise InvalidStream("bad_sequence", self.run_id, seq, f"event {row[2]} of run number {row[1]}")
-        if followed:
-            if self._context is not None:
-                self._context = self._context.after(seq, event)
-            elif type(event) is StateCompleted:
-                self._context, self._known = Context(seq, event.context_snapshot_id), {}
-            elif type(event) is StateEntered:
-                self._known[seq] = event.state_id
-        return recorded(self.run_id, seq, position, time, event)
+        run_id, number, started_ms = self.run_id, self.number, self.started_ms
+        for row in rows:
+            kind = row[4]
+            if kind == DOMAIN:
+                event: Event = domain_of(*row[5])
+            elif self._context is not None:
+                event = event_of(row, self._context)[0]
+                self._context = self._context.after(row[2], event)
+            else:
+                event = self._kernel(row, resolve)
+            time = row[3] + started_ms if kind != RUN_STARTED else row[3]
+            if not 0 <= time <= TIME_LIMIT:
+                time_of(row, started_ms)
+            if len(row) == 7:
+                check_batch(row[6])
+            if row[2] != seq or row[1] != number:
+                raise InvalidStream("bad_sequence", run_id, seq, f"event {row[2]} of run number {row[1]}")
+            found.append(recorded(run_id, seq, position, time, event))
+            seq += 1
+            position += 1
+
+    def _kernel(self, row: list[Any], resolve: Resolve) -> Event:
+        """While there is no context."""
+        event = event_of(row, functools.partial(self._define, resolve))[0]
+        if type(event) is StateCompleted:
+            self._context, self._known = Context(row[2], event.context_snapshot_id), {}
+        elif type(event) is StateEntered:
+            self._known[row[2]] = event.state_id
+        return event
 
     def _define(self, resolve: Resolve, seq: int) -> Definition:
         """What the event at a seq set, asked for once."""

@@ -369,6 +369,7 @@ def _is_same(checked: dict[str, Any], value: dict[str, Any]) -> bool:
 
 
 _WELL_KNOWN: Final = domain.WELL_KNOWN
+_BlankId: Final = blank_of(ArtifactId)
 _BlankEntered: Final = blank_of(StateEntered)
 _BlankCompleted: Final = blank_of(StateCompleted)
 _BlankDomain: Final = blank_of(DomainEvent)
@@ -418,7 +419,10 @@ def check_digest(name: str, value: object) -> ArtifactId:
     """The id of a plain string of 32 bytes. Raises: InvalidField."""
     if type(value) is not bytes or len(value) != 32:
         raise InvalidField(name, "32 bytes are wanted")
-    return ArtifactId(value)
+    found = _BlankId()
+    found.digest = value
+    found.__class__ = ArtifactId
+    return found  # type: ignore[no-any-return]
 
 
 def _maybe_id(name: str, value: object) -> ArtifactId | None:

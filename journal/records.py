@@ -18,6 +18,7 @@ is unix milliseconds in RunStarted, else milliseconds since the run's start (neg
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -61,14 +62,15 @@ class Context(NamedTuple):
 
     def after(self, seq: int, event: Event) -> Context:
         """The context of the next event."""
-        if type(event) is StateEntered:
-            return Context(self.checkpoint_seq, self.checkpoint_id, seq, event.state_id)
-        if type(event) is StateCompleted:
-            return Context(seq, event.context_snapshot_id)
-        if type(event) is StateFailed:
-            return Context(self.checkpoint_seq, self.checkpoint_id)
-        if type(event) is RunStarted:
-            return Context(seq, event.initial_snapshot_id)
+        kind = type(event)
+        if kind is StateEntered:
+            return _context((self.checkpoint_seq, self.checkpoint_id, seq, event.state_id))  # type: ignore[union-attr]
+        if kind is StateCompleted:
+            return _context((seq, event.context_snapshot_id, 0, None))  # type: ignore[union-attr]
+        if kind is StateFailed:
+            return _context((self.checkpoint_seq, self.checkpoint_id, 0, None))
+        if kind is RunStarted:
+            return _context((seq, event.initial_snapshot_id, 0, None))  # type: ignore[union-attr]
         return self
 
     def resolve(self, seq: int) -> Definition:
@@ -78,6 +80,10 @@ class Context(NamedTuple):
         if self.open_state is not None and seq == self.open_seq:
             return self.open_state
         raise LookupError(f"event {seq} set neither the checkpoint nor the open attempt")
+
+
+# As the constructor, without the call of it: appends and scans make one for each event of a state.
+_context: Final[Callable[[tuple[Any, ...]], Context]] = functools.partial(tuple.__new__, Context)
 
 
 def context_of(view: RunView) -> Context:
@@ -177,9 +183,9 @@ def event_of(row: list[Any], resolve: Context | Resolve) -> tuple[Event, int | N
     Raises: InvalidEvent leaves; LookupError where the other event does not help.
     """
     kind, fields = row[4], row[5]
-    place = _PLACES.get(kind)
-    if place is None:
+    if kind not in _PLACES:
         return events.from_fields(kind, fields), None
+    place = _PLACES[kind]
     back, given = None, fields[place]
     if type(given) is int:
         back = check_int("back", given, 1, row[2] - 1)
@@ -225,7 +231,7 @@ def time_of(row: list[Any], started_ms: int) -> int:
 
 def batch_of(row: list[Any]) -> Batch | None:
     """The batch that the record is the first of. Raises: InvalidField."""
-    return _batch(row[6]) if len(row) == 7 else None
+    return Batch(*check_batch(row[6])) if len(row) == 7 else None
 
 
 def peek(data: bytes) -> tuple[int, int, int]:
@@ -268,10 +274,14 @@ def definition(data: bytes, *, run_id: UUID | None = None) -> Definition:
         refuse(data, run_id, str(error), error)
 
 
-def _batch(item: object) -> Batch:
+def check_batch(item: object) -> Any:
+    """The two items of a batch. Raises: InvalidField."""
     if type(item) is not list or len(item) != 2:
         raise InvalidField("batch", "two items are wanted")
-    return Batch(_check_token(item[0]), check_int("length", item[1], 1, U32_MAX))
+    if item[0] is not None:
+        _check_token(item[0])
+    check_int("length", item[1], 1, U32_MAX)
+    return item
 
 
 # -- the chain ----------------------------------------------------------------------------------------
