@@ -157,9 +157,8 @@ class Look(Protocol):
     def records(self, number: int, first: int, last: int) -> Iterator[tuple[int, int, bytes]]:
         """(seq, position, record) of a run's events, both ends inclusive, ascending; gaps are left out."""
 
-    def stretches(self, number: int, first: int, last: int) -> Iterator[tuple[int, int, list[bytes]]]:
-        """As `records`, but (seq, position, records) with as many in a list as stand one after the other, within
-        reason: seqs and positions count on from those of the first."""
+    def stretches(self, number: int, first: int, last: int) -> Iterator[tuple[int, Sequence[int], list[bytes]]]:
+        """As `records`, many at a time: the first seq, from which the others count on, positions, records."""
 
     def after(self, position: int) -> Iterator[tuple[int, bytes]]:
         """(position, record) of all runs' events after a position, ascending."""

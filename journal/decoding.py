@@ -44,15 +44,17 @@ class RunDecoder:
         self._known: dict[int, Definition] = {}  # while there is no context: what was asked for, or seen
         self._told: dict[int, bytes | str] = {}  # what the newest events define, as fields have it
 
-    def events(self, records: Sequence[bytes], seq: int, position: int, resolve: Resolve) -> list[RecordedEvent]:
+    def events(
+        self, records: Sequence[bytes], seq: int, positions: Sequence[int], resolve: Resolve
+    ) -> list[RecordedEvent]:  # fmt: skip
         """Strict: each record is the one form of its event, and is the one that should stand there.
 
-        `seq` and `position` are those of the first. Raises: InvalidStream with `bad_record` or `bad_sequence`;
+        `seq` is that of the first. Raises: InvalidStream with `bad_record` or `bad_sequence`;
         UnknownEventVersion.
         """
         found: list[RecordedEvent] = []
         try:
-            self._take(map(parse, records, repeat(self.run_id)), seq, position, resolve, found)
+            self._take(map(parse, records, repeat(self.run_id)), seq, positions, resolve, found)
         except InvalidEvent as error:
             refuse(records[len(found)], self.run_id, str(error), error)
         except LookupError as error:
@@ -64,7 +66,7 @@ class RunDecoder:
         found: list[RecordedEvent] = []
         try:
             row = parse(data, self.run_id) if parsed is None else parsed
-            self._take((row,), row[2], position, resolve, found)
+            self._take((row,), row[2], (position,), resolve, found)
         except InvalidEvent as error:
             refuse(data, self.run_id, str(error), error)
         except LookupError as error:
@@ -72,11 +74,12 @@ class RunDecoder:
         return found[0]
 
     def _take(
-        self, rows: Iterable[list[Any]], seq: int, position: int, resolve: Resolve, found: list[RecordedEvent]
+        self, rows: Iterable[list[Any]], seq: int, positions: Sequence[int], resolve: Resolve,
+        found: list[RecordedEvent],
     ) -> None:  # fmt: skip
         """Raises: InvalidEvent leaves, LookupError, InvalidStream."""
         run_id, number, started_ms = self.run_id, self.number, self.started_ms
-        for row in rows:
+        for row, position in zip(rows, positions, strict=True):
             kind = row[4]
             if kind == DOMAIN:
                 event: Event = domain_of(*row[5])
@@ -94,7 +97,6 @@ class RunDecoder:
                 raise InvalidStream("bad_sequence", run_id, seq, f"event {row[2]} of run number {row[1]}")
             found.append(recorded(run_id, seq, position, time, event))
             seq += 1
-            position += 1
 
     def _kernel(self, row: list[Any], resolve: Resolve) -> Event:
         """While there is no context."""
@@ -112,7 +114,7 @@ class RunDecoder:
             found = self._known[seq] = resolve(seq)
         return found
 
-    def raw(self, records: Sequence[bytes], seq: int, position: int, resolve: Resolve) -> list[RawEvent]:
+    def raw(self, records: Sequence[bytes], seq: int, positions: Sequence[int], resolve: Resolve) -> list[RawEvent]:
         """As `events`, as tuples; the form of the records and what stands in their fields is taken on trust.
 
         Raises: InvalidStream with `bad_record` or `bad_sequence`.
@@ -120,7 +122,7 @@ class RunDecoder:
         found: list[RawEvent] = []
         number, started_ms, told = self.number, self.started_ms, self._told
         try:
-            for row in parse_quickly(records):
+            for row, position in zip(parse_quickly(records), positions, strict=True):
                 kind, fields = row[4], row[5]
                 if row[2] != seq or row[1] != number:
                     raise InvalidStream("bad_sequence", self.run_id, seq, f"event {row[2]} of run number {row[1]}")
@@ -138,7 +140,6 @@ class RunDecoder:
                         fields[1] = fields[0]
                 found.append((seq, position, row[3] + started_ms if kind != RUN_STARTED else row[3], kind, *fields))
                 seq += 1
-                position += 1
         except InvalidStream:
             raise
         except Exception as error:

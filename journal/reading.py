@@ -84,7 +84,7 @@ Page = TypeVar("Page", RecordedEvent, RawEvent)
 
 def _pages(
     backend: JournalBackend, run_id: UUID, first: int, last: int | None, size: int,
-    decode_them: Callable[[RunDecoder, Sequence[bytes], int, int, Resolve], list[Page]],
+    decode_them: Callable[[RunDecoder, Sequence[bytes], int, Sequence[int], Resolve], list[Page]],
 ) -> Iterator[list[Page]]:  # fmt: skip
     first, decoder = max(first, 1), None
     while True:
@@ -100,10 +100,10 @@ def _pages(
             last = row.head if last is None else min(last, row.head)
             end = min(last, first + size - 1)
             resolve = definitions(look, row)
-            for seq, position, found in look.stretches(row.number, first, end):
+            for seq, positions, found in look.stretches(row.number, first, end):
                 if seq != first + len(page):
                     break
-                page += decode_them(decoder, found, seq, position, resolve)
+                page += decode_them(decoder, found, seq, positions, resolve)
             if first <= end and len(page) != end - first + 1:
                 raise InvalidStream("bad_sequence", run_id, first + len(page), "the record is missing")
         yield page

@@ -130,58 +130,64 @@ class TableLook:
         return None if position is None else self._txn.get(EV, number(position))
 
     def records(self, number_: int, first: int, last: int) -> Iterator[tuple[int, int, bytes]]:
-        for seq, position, found in self.stretches(number_, first, last):
+        for seq, positions, found in self.stretches(number_, first, last):
             for at, data in enumerate(found):
-                yield seq + at, position + at, data
+                yield seq + at, positions[at], data
 
-    def stretches(self, number_: int, first: int, last: int) -> Iterator[tuple[int, int, list[bytes]]]:
-        if first > last:
-            return
-        start = place = size = 0
+    def stretches(self, number_: int, first: int, last: int) -> Iterator[tuple[int, Sequence[int], list[bytes]]]:
+        start, size, spans = first, 0, list[tuple[int, int]]()
         for seq, position, length in self._batches(number_, first, last):
-            if size and position == place + size and seq == start + size:  # nobody else appended in between
-                size += length
+            if size >= _STRETCH or seq != start + size:
+                yield from self._fetch(start, spans)
+                start, size, spans = seq, 0, []
+            if spans and spans[-1][1] == position:  # nobody else appended in between
+                spans[-1] = spans[-1][0], position + length
             else:
-                yield from self._stretch(start, place, size)
-                start, place, size = seq, position, length
-            while size >= 2 * _STRETCH:
-                yield from self._stretch(start, place, _STRETCH)
-                start, place, size = start + _STRETCH, place + _STRETCH, size - _STRETCH
-        yield from self._stretch(start, place, size)
+                spans.append((position, position + length))
+            size += length
+        yield from self._fetch(start, spans)
 
     def _batches(self, number_: int, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        """(seq, position, length) of what lies in [first, last] of each batch."""
-        batch = self._batch(number_, first)
+        """(seq, position, length) of what lies in [first, last] of each batch; in pieces where it is long."""
+        batch = self._batch(number_, first) if first <= last else None
         if batch is None:
             return
         prefix = number(number_)
-        rows = self.under(RS, prefix, prefix + number(batch[0]))
         start, position = batch
+        rows = self.under(RS, prefix, prefix + number(start))
         next(rows)
-        for rest, value in rows:
-            following = take_number(rest, 0)[0]
-            begin, end = max(start, first), min(last + 1, following)
-            if begin < end:
-                yield begin, position + begin - start, end - begin
-            start, position = following, unpack_number(value)
-            if following > last:
-                return
-        begin = max(start, first)
-        if begin <= last:
-            yield begin, position + begin - start, last + 1 - begin
+        following = start
+        while following <= last:
+            row = next(rows, None)
+            following = last + 1 if row is None else take_number(row[0], 0)[0]
+            end = min(last + 1, following)
+            for seq in range(max(start, first), end, _STRETCH):
+                yield seq, position + seq - start, min(_STRETCH, end - seq)
+            if row is not None:
+                start, position = following, unpack_number(row[1])
 
-    def _stretch(self, seq: int, place: int, size: int) -> Iterator[tuple[int, int, list[bytes]]]:
-        """Records that should stand one after the other from a position on; several lists where some are missing."""
-        if size >= _SCAN_FROM:
-            rows = list(islice(self._txn.scan(EV, number(place)), size))
-            # Keys only rise: where the last is as far from the first as it should be, there is none between missing.
-            if len(rows) == size and rows[0][0] == number(place) and rows[-1][0] == number(place + size - 1):
-                yield seq, place, [data for _, data in rows]
-                return
-        for at in range(size):
-            one = self._txn.get(EV, number(place + at))
-            if one is not None:
-                yield seq + at, place + at, [one]
+    def _fetch(self, seq: int, spans: list[tuple[int, int]]) -> Iterator[tuple[int, Sequence[int], list[bytes]]]:
+        """The records at spans of positions, of which `seq` is the first; several lists where some are missing."""
+        positions, found = list[int](), list[bytes]()
+        for begin, end in spans:
+            if end - begin >= _SCAN_FROM:
+                rows = list(islice(self._txn.scan(EV, number(begin)), end - begin))
+                # Keys only rise: where the last is as far from the first as it should be, none between is missing.
+                if len(rows) == end - begin and rows[0][0] == number(begin) and rows[-1][0] == number(end - 1):
+                    positions += range(begin, end)
+                    found += [data for _, data in rows]
+                    continue
+            for position in range(begin, end):
+                one = self._txn.get(EV, number(position))
+                if one is not None:
+                    positions.append(position)
+                    found.append(one)
+                    continue
+                if found:
+                    yield seq, positions, found
+                seq, positions, found = seq + len(found) + 1, [], []
+        if found:
+            yield seq, positions, found
 
     def after(self, position: int) -> Iterator[tuple[int, bytes]]:
         for key, value in self._txn.scan(EV, number(position + 1)):
