@@ -238,14 +238,16 @@ _ID_FIELDS: Final[dict[type, tuple[str, ...]]] = {
 def links(event: Event) -> list[tuple[str, ArtifactId]]:
     """Every artifact that the event names, with its field's path; nested links of payloads and details too."""
     found: list[tuple[str, ArtifactId]] = []
-    for name in _ID_FIELDS[type(event)]:
+    kind = type(event)
+    for name in _ID_FIELDS[kind]:
         value = getattr(event, name)
         if value is not None:
             found.append(Link(name, value))
-    if type(event) is DomainEvent:
-        _nested("payload", event.payload_bytes, found)
-    elif type(event) is StateFailed and event.error.info.details_bytes is not None:
-        _nested("error.info.details", event.error.info.details_bytes, found)
+    if kind is DomainEvent:
+        if 0xD8 in event.payload_bytes:  # type: ignore[union-attr]
+            _nested("payload", event.payload_bytes, found)  # type: ignore[union-attr]
+    elif kind is StateFailed and event.error.info.details_bytes is not None:  # type: ignore[union-attr]
+        _nested("error.info.details", event.error.info.details_bytes, found)  # type: ignore[union-attr]
     return found
 
 
@@ -275,22 +277,31 @@ _CATEGORIES: Final = tuple(ErrorCategory)
 
 def to_fields(event: Event) -> tuple[int, list[Any]]:
     """Kind number and fields: text, ints, bools, None, 32-byte ids, and canonical bytes for payload and details."""
-    if type(event) is RunStarted:
-        return RUN_STARTED, [event.op_id, event.manifest_id.digest, event.initial_snapshot_id.digest]
-    if type(event) is StateEntered:
-        return STATE_ENTERED, [event.state_id, event.attempt, event.base_snapshot_id.digest]
-    if type(event) is StateCompleted:
-        return STATE_COMPLETED, [event.state_id, event.context_snapshot_id.digest]
-    if type(event) is StateFailed:
-        info = event.error.info
-        category = _CATEGORIES.index(info.category)
-        error = [event.error.state_id, info.code, category, info.retryable, info.message, info.details_bytes]
-        return STATE_FAILED, [event.state_id, *error, _digest(event.failure_snapshot_id)]
-    if type(event) is RunCompleted:
-        return RUN_COMPLETED, [_STATUSES.index(event.status), _digest(event.final_snapshot_id)]
-    if type(event) is DomainEvent:
-        return DOMAIN, [event.name, event.payload_bytes, _digest(event.payload_ref)]
-    raise InvalidField("event", f"{type(event).__name__} is no event")
+    kind = type(event)
+    if kind is DomainEvent:  # the most frequent one
+        ref = event.payload_ref  # type: ignore[union-attr]
+        return DOMAIN, [event.name, event.payload_bytes, None if ref is None else ref.digest]  # type: ignore[union-attr]
+    if kind not in _FIELDS_OF:
+        raise InvalidField("event", f"{kind.__name__} is no event")
+    return _FIELDS_OF[kind](event)
+
+
+def _fields_of_failed(event: StateFailed) -> tuple[int, list[Any]]:
+    info = event.error.info
+    category = _CATEGORIES.index(info.category)
+    error = [event.error.state_id, info.code, category, info.retryable, info.message, info.details_bytes]
+    return STATE_FAILED, [event.state_id, *error, _digest(event.failure_snapshot_id)]
+
+
+_FIELDS_OF: Final[dict[type, Callable[[Any], tuple[int, list[Any]]]]] = {
+    RunStarted: lambda event: (
+        RUN_STARTED, [event.op_id, event.manifest_id.digest, event.initial_snapshot_id.digest]
+    ),
+    StateEntered: lambda event: (STATE_ENTERED, [event.state_id, event.attempt, event.base_snapshot_id.digest]),
+    StateCompleted: lambda event: (STATE_COMPLETED, [event.state_id, event.context_snapshot_id.digest]),
+    StateFailed: _fields_of_failed,
+    RunCompleted: lambda event: (RUN_COMPLETED, [_STATUSES.index(event.status), _digest(event.final_snapshot_id)]),
+}  # fmt: skip
 
 
 def from_fields(kind: object, fields: Sequence[Any]) -> Event:

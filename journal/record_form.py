@@ -29,6 +29,13 @@ _encode: Final[Callable[[Any], bytes]] = libipld.encode_dag_cbor
 _HEADS: Final = (bytes((0x86, VERSION)), bytes((0x87, VERSION)))  # 6 or 7 items, of which the first is the version
 
 
+def form(row: list[Any]) -> bytes:
+    """The bytes of an array of plain values; no longer than a record may be, that is for the caller to see."""
+    data = _encode(row)
+    # Where bytes look like a CID the fast codec makes a link of them.
+    return cbor2.dumps(row) if 0xD8 in data and _LINK_MARK in data else data
+
+
 def parse(data: bytes, run_id: UUID | None = None) -> list[Any]:
     """[version, run number, seq, time, kind, fields, …] with numbers in range; what the fields are is not looked at.
 

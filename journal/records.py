@@ -23,7 +23,6 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-import cbor2
 from blake3 import blake3
 
 from casstore.ids import ArtifactId
@@ -32,7 +31,7 @@ from journal.errors import EventTooLarge, InvalidEvent, InvalidField, InvalidStr
 from journal.events import Event, RunStarted, StateCompleted, StateEntered, StateFailed
 from journal.ids import U32_MAX, U64_MAX, check_int, check_state_id
 from journal.record_form import MAX_RECORD as MAX_RECORD
-from journal.record_form import TIME_LIMIT, VERSION, parse, refuse
+from journal.record_form import TIME_LIMIT, VERSION, form, parse, refuse
 from journal.views import RunView
 
 TOKEN_SIZE_BYTES: Final = 16
@@ -121,16 +120,18 @@ def encode_record(
 
     Times are unix milliseconds. Raises: EventTooLarge, InvalidEvent leaves.
     """
-    check_int("run_number", run_number, 0, U64_MAX)
-    check_int("seq", seq, 1, U64_MAX)
-    check_int("timestamp_ms", ts_ms, 0, TIME_LIMIT)
+    if not (type(run_number) is type(seq) is type(ts_ms) is int and run_number >= 0 < seq and 0 <= ts_ms <= TIME_LIMIT):
+        check_int("run_number", run_number, 0, U64_MAX)
+        check_int("seq", seq, 1, U64_MAX)
+        check_int("timestamp_ms", ts_ms, 0, TIME_LIMIT)
     kind, fields = events.to_fields(event)
-    _shorten(kind, fields, seq, context)
+    if kind in _PLACES:
+        _shorten(kind, fields, seq, context)
     time = ts_ms if kind == events.RUN_STARTED else ts_ms - started_ms
     row: list[Any] = [VERSION, run_number, seq, time, kind, fields]
     if batch is not None:
         row.append([_check_token(batch.token), check_int("length", batch.length, 1, U32_MAX)])
-    data = cbor2.dumps(row)
+    data = form(row)
     if len(data) > MAX_RECORD:
         raise EventTooLarge(len(data), MAX_RECORD)
     return data
@@ -299,7 +300,7 @@ def chain_seed(run_id: UUID) -> bytes:
 
 def chain(previous: bytes, data: bytes) -> bytes:
     """The chain's head after this record: BLAKE3(previous ‖ BLAKE3(record)), 32 bytes."""
-    return chain_digest(previous, record_digest(data))
+    return blake3(previous + blake3(data).digest()).digest()
 
 
 def chain_digest(previous: bytes, digest: bytes) -> bytes:
