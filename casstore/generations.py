@@ -254,6 +254,10 @@ class _Listing:
         self._txn.put(CHANGED, self._prefixes[table] + key, b"")
         self._txn.append(table, key, value)
 
+    def append_many(self, table: bytes, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        for key, value in rows:
+            self.append(table, key, value)
+
     def delete(self, table: bytes, key: bytes) -> bool:
         self._txn.put(CHANGED, self._prefixes[table] + key, b"")
         return self._txn.delete(table, key)

@@ -119,6 +119,13 @@ class _LmdbTransaction:
         if not self._txn.put(key, value, db=self._handles[table], append=True):
             self._txn.put(key, value, db=self._handles[table])
 
+    def append_many(self, table: bytes, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        with self._txn.cursor(db=self._handles[table]) as cursor:
+            _, added = cursor.putmulti(rows, append=True)
+        if added != len(rows):  # as above
+            for key, value in rows:
+                self._txn.put(key, value, db=self._handles[table])
+
     def delete(self, table: bytes, key: bytes) -> bool:
         return bool(self._txn.delete(key, db=self._handles[table]))
 

@@ -47,6 +47,9 @@ class WriteTransaction(ReadTransaction, Protocol):
     def append(self, table: bytes, key: bytes, value: bytes) -> None:
         """Set a key that is expected to be the greatest: dense pages where it is."""
 
+    def append_many(self, table: bytes, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """As `append`, of ascending keys."""
+
     def delete(self, table: bytes, key: bytes) -> bool:
         """Remove; whether it was there."""
 
@@ -179,6 +182,10 @@ class _MemoryTransaction:
     def delete_many(self, table: bytes, keys: Iterable[bytes]) -> None:
         for key in keys:
             self.delete(table, key)
+
+    def append_many(self, table: bytes, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        for key, value in rows:
+            self.put(table, key, value)
 
     def delete(self, table: bytes, key: bytes) -> bool:
         old = self._rows[table].pop(key, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from typing import Final, final
 from uuid import UUID
 
@@ -371,8 +371,11 @@ def _write_run(txn: WriteTransaction, write: RunWrite, position: int) -> None:
     if write.records:
         first = row.head - len(write.records) + 1
         txn.put(RS, key + number(first), number(position))
-    for place, data in enumerate(write.records):
-        txn.append(EV, number(position + place), data)
+    if len(write.records) < _SCAN_FROM:
+        for place, data in enumerate(write.records):
+            txn.append(EV, number(position + place), data)
+    else:
+        txn.append_many(EV, list(zip(map(number, count(position)), write.records, strict=False)))
     for state_id, state in write.states.items():
         txn.put(ST, key + state_id.encode(), pack_state(state))
     for fact, seq in write.facts.items():
