@@ -1,4 +1,4 @@
-"""The command line: python -m benchmarks steps|runs|objects|append|recover|feed|bases|files|all|flushes|check."""
+"""The command line: python -m benchmarks steps|runs|objects|append|scan|recover|feed|bases|files|all|flushes|check."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.measure import RESULTS, Results, machine
 from benchmarks.options import Options, parse_size, say
 from benchmarks.report import tables
 
-WORKLOADS: Final = ("steps", "runs", "objects", "append", "recover", "feed", "bases", "files")
+WORKLOADS: Final = ("steps", "runs", "objects", "append", "scan", "recover", "feed", "bases", "files")
 MEMORY_FILESYSTEMS: Final = ("tmpfs", "ramfs")
 
 
@@ -22,6 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", choices=[*WORKLOADS, "all", "flushes", "check"])
     parser.add_argument("--quick", action="store_true", help="fewer rounds, steps and sizes: minutes, not an hour")
+    parser.add_argument("--large", action="store_true", help="the largest sizes too: a million runs (recover)")
     parser.add_argument("--json", type=Path, help="where the samples go (check: where they come from)")
     parser.add_argument("--rounds", type=int, default=0, help="how often everything is done")
     parser.add_argument("--only", default="", help="these peers, by name, with commas")
@@ -33,8 +34,8 @@ def main() -> int:
         from benchmarks.check import check
 
         return check(given.json)
-    options = Options(quick=given.quick, rounds=given.rounds, only=_names(given.only), cases=_names(given.cases),
-                      where=given.dir, size=given.size)  # fmt: skip
+    options = Options(quick=given.quick, large=given.large, rounds=given.rounds, only=_names(given.only),
+                      cases=_names(given.cases), where=given.dir, size=given.size)  # fmt: skip
     results = Results(machine(given.dir))
     if results.machine["filesystem"] in MEMORY_FILESYSTEMS:
         say("warning: this file system is in memory, flushes cost nothing there (--dir chooses another one)")

@@ -243,14 +243,14 @@ class EventSourcingEvents(EventPeer):
         super().__init__(home, count)
         from benchmarks.eventsourced import open_app
 
-        self._app = open_app(home)
+        self.app = open_app(home)
         self._runs: dict[int, Any] = {}
 
     def begin(self, run: int) -> None:
         from benchmarks.eventsourced import Growing
 
         self._runs[run] = Growing(run)
-        self._app.save(self._runs[run])
+        self.app.save(self._runs[run])
 
     def append(self, run: int, number: int) -> None:
         self.append_batch(run, number, 1)
@@ -259,19 +259,19 @@ class EventSourcingEvents(EventPeer):
         aggregate = self._runs[run]
         for number in range(first, first + size):
             aggregate.happened(NAME, number)
-        self._app.save(aggregate)
+        self.app.save(aggregate)
 
     def read(self, run: int) -> list[Any]:
-        return list(self._app.events.get(run_uuid(run)))
+        return list(self.app.events.get(run_uuid(run)))
 
     def read_raw(self, run: int) -> list[Any]:
-        return list(self._app.recorder.select_events(run_uuid(run)))
+        return list(self.app.recorder.select_events(run_uuid(run)))
 
     def numbers(self, run: int) -> list[int]:
         return [event.number for event in self.read(run) if hasattr(event, "number")]
 
     def close(self) -> None:
-        self._app.close()
+        self.app.close()
 
 
 PEERS: Final[list[type[EventPeer]]] = [OursEvents, RawLmdbEvents, SqliteEvents, EventSourcingEvents]

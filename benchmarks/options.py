@@ -12,6 +12,7 @@ class Options:
     """`rounds` and `size` (bytes, of files) 0 are the workload's own; `only` and `cases` empty are all of them."""
 
     quick: bool = False
+    large: bool = False
     rounds: int = 0
     only: tuple[str, ...] = ()
     cases: tuple[str, ...] = ()

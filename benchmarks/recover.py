@@ -17,38 +17,58 @@ from benchmarks.options import Options
 from benchmarks.peers import run_uuid
 from benchmarks.rounds import Samples, run_case
 from benchmarks.streams import fill
+from journal import RunStatus
 
 WORKLOAD: Final = "recover"
 LENGTHS: Final = (99, 9_999, 99_999)  # odd: the last event is a StateEntered
 QUICK_LENGTHS: Final = (99, 9_999)
 RUN_EVENTS: Final = 9
 RUNS: Final = (111_112, 11_200)  # of so many runs: 1,000,008 events, and 100,800 in quick mode
+LARGE_LENGTH: Final = 999_999
+LARGE_RUNS: Final = 1_000_000  # of LARGE_RUN_EVENTS events
+LARGE_RUN_EVENTS: Final = 3
 SAMPLES: Final = 20
-OURS_METRICS: Final = ("open_s", "head_s", "run_state_s", "resume_s", "next_resume_s")
+LISTED: Final = 20
+OURS_METRICS: Final = (
+    "open_s", "head_s", "run_state_s", "resume_s", "newest_s", "live_s", "ended_s", "next_resume_s",
+)  # fmt: skip
 
 
 def run(results: Results, options: Options) -> None:
     """One long run, then many short ones. A round each: the samples are many, and filling a home is slow."""
     for length in QUICK_LENGTHS if options.quick else LENGTHS:
         _case(results, options, f"one run of {length:,} events", [run_uuid(0)], length)
-    runs = RUNS[options.quick]
-    case = f"{runs:,} runs of {RUN_EVENTS}, {runs * RUN_EVENTS:,} events"
-    _case(results, options, case, [run_uuid(number) for number in range(runs)], RUN_EVENTS)
+    _runs(results, options, RUNS[options.quick], RUN_EVENTS)
+    if options.large:
+        _case(results, options, f"one run of {LARGE_LENGTH:,} events", [run_uuid(0)], LARGE_LENGTH)
+        _runs(results, options, LARGE_RUNS, LARGE_RUN_EVENTS)
+
+
+def _runs(results: Results, options: Options, runs: int, length: int) -> None:
+    case = f"{runs:,} runs of {length}, {runs * length:,} events"
+    if options.wants(case):
+        _case(results, options, case, [run_uuid(number) for number in range(runs)], length)
 
 
 def _case(results: Results, options: Options, case: str, runs: list[UUID], length: int) -> None:
     def measure(subject: type[Subject], home: Path, _: int) -> Samples:
         return subject.measure(home, runs, length)
 
-    known = SUBJECTS if len(runs) == 1 else SUBJECTS[:2]  # a replay does not depend on other runs
+    # A replay does not depend on other runs, and of a million events it takes half a minute.
+    known = SUBJECTS if len(runs) == 1 and length < LARGE_LENGTH else SUBJECTS[:2]
     run_case(results, options, WORKLOAD, case, known, options.rounds or 1, measure)
 
 
 def ours(home: Path, runs: list[UUID], length: int) -> Samples:
-    """Each sample in a fresh Journal: open, head, run_state and resume, in this order. The runs are in the middle of
-    an attempt, as after a crash: resume records its failure, durably, and takes the claim."""
+    """Each sample in a fresh Journal: open, head, run_state and resume, in this order, then the newest, the live and
+    the ended runs, so many of each. The runs are in the middle of an attempt, as after a crash: resume records its
+    failure, durably, and takes the claim. With more than one there are a tenth as many that ended, the oldest ones."""
     with journal.open(home / "home") as jrn:
-        fill(jrn, runs, length, 500, ends=False, at_least=1000 if len(runs) == 1 else 1)
+        if len(runs) > 1:
+            ended = [run_uuid(len(runs) + number) for number in range(max(len(runs) // 10, LISTED))]
+            fill(jrn, ended, 3, 4000, at_least=1000)
+        fill(jrn, runs, length, 500 if length > LARGE_RUN_EVENTS else 4000, ends=False,
+             at_least=1000 if len(runs) == 1 else 1)  # fmt: skip
     samples: dict[str, list[float]] = {name: [] for name in OURS_METRICS}
     chosen = _chosen(runs, 2 * SAMPLES)
     for run_id, other in zip(chosen[:SAMPLES], chosen[SAMPLES:], strict=True):
@@ -61,6 +81,11 @@ def ours(home: Path, runs: list[UUID], length: int) -> Samples:
             samples["run_state_s"].append(took)
             took, resumed = timed(partial(jrn.resume, run_id))
             samples["resume_s"].append(took)
+            for name, status in (("newest_s", None), ("live_s", "live"), ("ended_s", RunStatus.COMPLETED)):
+                took, listed = timed(lambda jrn=jrn, status=status: list(jrn.runs(status=status, limit=LISTED)))
+                samples[name].append(took)
+                if len(listed) != (LISTED if len(runs) > 1 else status != RunStatus.COMPLETED):
+                    raise AssertionError(f"{len(listed)} runs listed ({name})")
         if len(runs) > 1 and (found, state.head) != (length, length):
             raise AssertionError(f"{run_id} has {found} events instead of {length}")
         if state.open_attempt is None or resumed.next != state.open_attempt.state_id:

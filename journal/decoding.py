@@ -130,7 +130,9 @@ class RunDecoder:
                     place = 2 if kind == STATE_ENTERED else 0
                     if type(fields[place]) is int:
                         at = seq - fields[place]
-                        fields[place] = told[at] if at in told else _plain(resolve(at))
+                        if at not in told:
+                            told[at] = _plain(resolve(at))
+                        fields[place] = told[at]
                     if kind == STATE_ENTERED:
                         told[seq] = fields[0]
                     elif kind == STATE_COMPLETED or kind == RUN_STARTED:  # noqa: SIM109 - twice as fast

@@ -33,6 +33,7 @@ from journal.views import LastFailure, RunView, StateEntries
 
 PAGE_EVENTS: Final = 512
 RAW_PAGE_EVENTS: Final = 4096
+FEED_PAGE_EVENTS: Final = 2048  # of many runs: what is looked up for a run serves more of its events
 FIRST_PAGE_RUNS: Final = 32
 
 
@@ -112,7 +113,7 @@ def _pages(
             return
 
 
-def feed_page(backend: JournalBackend, after: int, limit: int = PAGE_EVENTS) -> list[RecordedEvent]:
+def feed_page(backend: JournalBackend, after: int, limit: int = FEED_PAGE_EVENTS) -> list[RecordedEvent]:
     """The next events of all runs after a position, in commit order."""
     page: list[RecordedEvent] = []
     runs: dict[int, tuple[RunDecoder, Resolve] | None] = {}

@@ -284,7 +284,7 @@ class TableBackend:
             position = look.position()
             for unit in units:
                 try:
-                    if unit.writes is None or any(_is_stale(look, write) for write in unit.writes):
+                    if unit.writes is None or _are_stale(look, unit.writes):
                         admit(unit, look)
                     check(unit, look)
                 except (JournalError, StoreError) as error:
@@ -352,13 +352,18 @@ def _second(unit: Unit) -> int:
     return unit.writes[0].after.updated_ms // 1000
 
 
-def _is_stale(look: TableLook, write: RunWrite) -> bool:
-    """Whether what the write was made from has changed since."""
-    before = write.before
-    if before is None:
-        return look.next_number() != write.after.number or look.run(write.after.run_id) is not None
-    changed = look.stamp(before.number) != (before.head, before.epoch)
-    return changed or look.claim(before.number) != write.held  # renewed or released since
+def _are_stale(look: TableLook, writes: Sequence[RunWrite]) -> bool:
+    """Whether what any of the writes was made from has changed since."""
+    fresh = look.next_number()
+    for write in writes:
+        before = write.before
+        if before is None:
+            if write.after.number != fresh or look.run(write.after.run_id) is not None:
+                return True
+            fresh += 1
+        elif look.stamp(before.number) != (before.head, before.epoch) or look.claim(before.number) != write.held:
+            return True
+    return False
 
 
 def _write_run(txn: WriteTransaction, write: RunWrite, position: int) -> None:
