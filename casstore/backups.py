@@ -20,11 +20,11 @@ from typing import Final, final
 from casstore import puts, sweeps
 from casstore.environment import check_filesystem
 from casstore.errors import DamagedStore, InvalidArgument, StoreFull
-from casstore.gc import collector_lock
 from casstore.generations import COPYING, MOVED
 from casstore.home import Home, format_text, open_home, replace_file
 from casstore.ids import ArtifactId
 from casstore.lmdb_tables import LmdbTables
+from casstore.locks import collector_lock
 from casstore.rows import CHANGED, LEASE, LEASED, META, RECENT, TABLES
 from casstore.steps import reach
 from casstore.tables import WriteTransaction

@@ -12,8 +12,10 @@ from typing import Final
 from casstore import history, quotas
 from casstore.backend import BlobBackend
 from casstore.errors import GcRefused, InvalidPolicy, StoreFull
-from casstore.gc import Collector, Limits, check_source, collector_lock, refuse_implausible, refusing
+from casstore.gc import Collector, Limits
+from casstore.locks import collector_lock
 from casstore.policies import Due, Growth, Policy, is_due, parse_policy
+from casstore.refusals import check_source, refuse_implausible, refusing
 from casstore.reports import GcReport
 from casstore.roots import EndingSource, RetainingSource, RootSource
 from casstore.stage import Stage

@@ -3,15 +3,12 @@ what is live."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import repeat
-from pathlib import Path
 from typing import Final, final
 
 from casstore import history
@@ -28,12 +25,13 @@ from casstore.backend import (
     SweepView,
     Verdict,
 )
-from casstore.errors import Busy, GcRefused, StoreError, StoreFull
+from casstore.errors import Busy, GcRefused, StoreFull
 from casstore.explaining import DICTIONARIES, LEASES, LIVE, PINS, RETAINED, STAGED, YOUNG, Explainer, is_dictionary
 from casstore.ids import ArtifactId
 from casstore.marks import IdSet, Marks
 from casstore.pace import Pace, Stopwatch
 from casstore.processes import is_gone
+from casstore.refusals import Asked, refusing
 from casstore.remembered import Doubt, Glance, Remembered, remember
 from casstore.removals import Removals
 from casstore.reports import GcReport
@@ -84,10 +82,6 @@ class Limits:
     stop: Callable[[], bool] | None = None
 
 
-class _Asked(Exception):
-    """Stop, before anything was removed."""
-
-
 @final
 class Collector:
     """One collection of one store. The numbers in comments are the steps of docs/GC.md, section 2, "Gc"."""
@@ -130,7 +124,7 @@ class Collector:
             for start in range(0, len(condemned), PAGE_ROWS):
                 self._check_asked()
                 self._foresee(self._candidates(condemned[start : start + PAGE_ROWS]))
-        except _Asked:
+        except Asked:
             return self._report(opened, dry_run=True, stopped="asked")
         return self._report(opened, dry_run=True)
 
@@ -155,7 +149,7 @@ class Collector:
                     reach("gc.marked")
                     plausible(self._done.condemned, self._backend.counters().artifacts)
                     stopped = self._sweep(opened, condemned)  # 4
-            except _Asked:
+            except Asked:
                 stopped = "asked"
         except EpochLost as error:
             raise Busy("another gc opened; this one stopped") from error
@@ -446,7 +440,7 @@ class Collector:
 
     def _check_asked(self) -> None:
         if self._limits.stop is not None and self._limits.stop():
-            raise _Asked
+            raise Asked
 
     def _catch_up(self, epoch: int) -> None:
         """What happened up to now is marked, so that little is left to mark under the locks."""
@@ -549,49 +543,3 @@ def _kept_pages(backend: BlobBackend) -> Iterator[list[Kept]]:
     while page := backend.kept_page(after, PAGE_ROWS):
         yield page
         after = page[-1].data_id
-
-
-def refuse_implausible(condemned: int, total: int) -> None:
-    """A gc that would take nearly all of a store of some size more likely looks at the wrong journal."""
-    if total >= 1000 and condemned > total * 0.99:
-        raise GcRefused("implausible_share", f"{condemned} of {total} artifacts would go; --force if that is meant")
-
-
-@contextmanager
-def collector_lock(home: Path | None) -> Iterator[None]:
-    """Politeness between collectors (epochs keep them apart): Busy while another one runs.
-
-    The kernel drops the lock with its process, so a killed gc leaves nothing behind.
-    """
-    if home is None:
-        yield
-        return
-    descriptor = os.open(home / "gc.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Busy("another gc is running on this store") from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def check_source(roots: object, uuid: str) -> RootSource:
-    """Raises: GcRefused unless `roots` is a source that belongs to this store."""
-    if not isinstance(roots, RootSource):
-        raise GcRefused("no_root_source", f"{type(roots).__name__} is no RootSource; give the journal of this home")
-    if roots.uuid != uuid:
-        raise GcRefused("foreign_journal", f"the journal belongs to home {roots.uuid}, the store to {uuid}")
-    return roots
-
-
-@contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Whatever goes wrong while roots are read stops gc before it removes anything."""
-    try:
-        yield
-    except (StoreError, EpochLost, MemoryError, _Asked):
-        raise
-    except Exception as error:
-        raise GcRefused("unreadable_roots", f"{what}: {type(error).__name__}: {error}") from error

@@ -26,6 +26,7 @@ from casstore import (
     values,
 )
 from casstore import undelete as undeleting
+from casstore.arguments import artifact_id, optional_id, pin_name, plain_bytes, put_item
 from casstore.backend import BlobBackend
 from casstore.errors import (
     AmbiguousPrefix,
@@ -37,11 +38,11 @@ from casstore.errors import (
     PinNotFound,
     ReadOnly,
 )
-from casstore.gc import collector_lock
 from casstore.home import Home
 from casstore.ids import ArtifactId
 from casstore.items import PreparedPut, PutItem, check_kind, links_of
 from casstore.leases import Lease
+from casstore.locks import collector_lock
 from casstore.policies import Due, Duration, Policy, check_count, exact_seconds
 from casstore.reading import Reader
 from casstore.recent import RecentBytes
@@ -107,7 +108,7 @@ class Store:
         Raises: InvalidArgument, StoreFull, MissingArtifact (the bytes are a value that links to what is not there).
         """
         self._check(write=True)
-        item = PutItem(data=_plain(data), kind=check_kind(kind), base=_optional_id(base, "base"))
+        item = PutItem(data=plain_bytes(data), kind=check_kind(kind), base=optional_id(base, "base"))
         return self._writer.put(item, durable=durable, verify=verify)
 
     def put_value(
@@ -119,7 +120,7 @@ class Store:
         """
         self._check(write=True)
         data, links = values.encode(value)
-        item = PutItem(data=data, kind=check_kind(kind), base=_optional_id(base, "base"))
+        item = PutItem(data=data, kind=check_kind(kind), base=optional_id(base, "base"))
         return self._writer.put(item, durable=durable, links=links)
 
     def put_file(
@@ -143,11 +144,11 @@ class Store:
         """Store many, in order, one commit for a few MiB; all durable on return. After an error a prefix may be
         stored: no harm, what nothing names is collected."""
         self._check(write=True)
-        return self._writer.put_many([_item(item) for item in items])
+        return self._writer.put_many([put_item(item) for item in items])
 
     def _put_leased(self, data: bytes, kind: str, base: ArtifactId | None, lease: str) -> ArtifactId:
         self._check(write=True)
-        item = PutItem(data=_plain(data), kind=check_kind(kind), base=_optional_id(base, "base"))
+        item = PutItem(data=plain_bytes(data), kind=check_kind(kind), base=optional_id(base, "base"))
         return self._writer.put(item, lease=lease)
 
     def _put_value_leased(self, value: object, kind: str, base: ArtifactId | None, lease: str) -> ArtifactId:
@@ -163,7 +164,7 @@ class Store:
     def get(self, id: ArtifactId) -> bytes:
         """The bytes, verified. Raises: NotFound, Collected, Corrupt."""
         self._check()
-        return self._reader.get(_id(id).digest)
+        return self._reader.get(artifact_id(id).digest)
 
     def get_value(self, id: ArtifactId) -> Any:
         """The value, a fresh object, links as ArtifactIds. Raises: InvalidValue if the bytes are no value."""
@@ -173,17 +174,17 @@ class Store:
         """Bytes [start, start + length). Of a large artifact only the frames touched are read and checked: that
         finds damage, but only a full read proves the id."""
         self._check()
-        return self._reader.get_range(_id(id).digest, start, length)
+        return self._reader.get_range(artifact_id(id).digest, start, length)
 
     def open_reader(self, id: ArtifactId) -> io.BufferedIOBase:
         """A seekable binary reader; of a large artifact it holds one frame in memory."""
         self._check()
-        return self._reader.open(_id(id).digest)
+        return self._reader.open(artifact_id(id).digest)
 
     def info(self, id: ArtifactId) -> ArtifactInfo:
         """Facts about an artifact. Raises: NotFound, Collected."""
         self._check()
-        digest = _id(id).digest
+        digest = artifact_id(id).digest
         found = inspection.info(self._backend, digest) or self.staging.info(digest)
         found = found or inspection.info(self._backend, digest)  # it may have been settled between the two looks
         if found is None:
@@ -232,8 +233,8 @@ class Store:
         Raises: NotFound, Collected, InvalidArgument.
         """
         self._check(write=True)
-        self._writer.stored([_id(id).digest])
-        self._backend.pin(_pin_name(name), _id(id).digest, self._now())
+        self._writer.stored([artifact_id(id).digest])
+        self._backend.pin(pin_name(name), artifact_id(id).digest, self._now())
         reach("pin.committed")
         self._backend.sync()
 
@@ -286,7 +287,7 @@ class Store:
         self._check(write=True)
         check_kind(kind)
         if pin is not None:
-            _pin_name(f"{pin}/{0:08}")
+            pin_name(f"{pin}/{0:08}")
         return transfer.import_car(
             self, self._backend, self._writer, self._reader, src, kind=kind, pin=pin, lease=lease, progress=progress
         )
@@ -303,13 +304,13 @@ class Store:
         """
         self._check(write=True)
         data, links = values.encode(value)
-        item = PutItem(data=data, kind=check_kind(kind), base=_optional_id(base, "base"))
+        item = PutItem(data=data, kind=check_kind(kind), base=optional_id(base, "base"))
         return self._writer.prepare(item, tuple(link.digest for link in links))
 
     def prepare(self, data: bytes | bytearray | memoryview, *, kind: str = "other") -> PreparedPut | ArtifactId:
         """As prepare_value, for bytes."""
         self._check(write=True)
-        item = PutItem(data=_plain(data), kind=check_kind(kind))
+        item = PutItem(data=plain_bytes(data), kind=check_kind(kind))
         return self._writer.prepare(item, links_of(item.data))
 
     def put_prepared(self, prepared: Sequence[PreparedPut]) -> None:
@@ -327,7 +328,8 @@ class Store:
         """The commit that last touched each artifact, None for what is not visible, all from one snapshot that
         begins now."""
         self._check()
-        return [row.touched if row else None for row in self._backend.rows([_id(found).digest for found in ids])]
+        rows = self._backend.rows([artifact_id(found).digest for found in ids])
+        return [row.touched if row else None for row in rows]
 
     # -- look after
 
@@ -384,7 +386,7 @@ class Store:
         was restored), Corrupt, InvalidArgument, StoreFull.
         """
         self._check(write=True)
-        digests = [_id(found).digest for found in ids]
+        digests = [artifact_id(found).digest for found in ids]
         if gc is not None:
             digests += undeleting.of_gc(self._backend, gc)
         with self.lease(undeleting.LEASE_S) as lease:
@@ -459,7 +461,8 @@ class Store:
         """Why an artifact is there, or gone: the shortest path from a root, or since when nothing holds it and when a
         gc by `policy` (by default that of the home) takes it, or which gc it went by. Raises: InvalidPolicy."""
         self._check()
-        return reasons.why(self._backend, self._stage, _id(id).digest, roots, policy or self.policy(), self._now())
+        digest, used = artifact_id(id).digest, policy or self.policy()
+        return reasons.why(self._backend, self._stage, digest, roots, used, self._now())
 
     def verify(
         self, *, subset: tuple[int, int] | None = None, after: str | None = None, max_seconds: float | None = None,
@@ -485,7 +488,7 @@ class Store:
         reader = Reader(self._backend, RecentBytes(), self._stage)
         with collector_lock(self.home):
             report = repairs.repair(
-                self, other, map(_id, ids), reorder=lambda: self._backend.reorder(self._now()),
+                self, other, map(artifact_id, ids), reorder=lambda: self._backend.reorder(self._now()),
                 check=lambda name: inspection.check(self._backend, reader, name),
             )  # fmt: skip
         self._backend.sync()
@@ -529,38 +532,3 @@ class Store:
             raise ClosedHandle(self._name)
         if write and self.read_only:
             raise ReadOnly(self._name)
-
-
-def _plain(data: object) -> bytes:
-    if type(data) is bytes:
-        return data
-    if isinstance(data, (bytes, bytearray, memoryview)):
-        return bytes(data)
-    raise InvalidArgument("data", f"must be bytes, not {type(data).__name__}")
-
-
-def _id(value: object) -> ArtifactId:
-    if isinstance(value, ArtifactId):
-        return value
-    raise InvalidId(value, f"an ArtifactId is wanted, not {type(value).__name__}; ArtifactId.parse makes one of text")
-
-
-def _pin_name(name: str) -> str:
-    if type(name) is not str or not 0 < len(name.encode(errors="replace")) <= 400 or not name.isprintable():
-        raise InvalidArgument("name", "a pin's name is printable text of 1 to 400 bytes")
-    return name
-
-
-def _optional_id(value: ArtifactId | None, name: str) -> ArtifactId | None:
-    if value is None or isinstance(value, ArtifactId):
-        return value
-    raise InvalidId(value, f"{name} must be an ArtifactId")
-
-
-def _item(item: bytes | tuple[bytes, str] | PutItem) -> PutItem:
-    if isinstance(item, PutItem):
-        return PutItem(data=_plain(item.data), kind=check_kind(item.kind), base=_optional_id(item.base, "base"))
-    if isinstance(item, tuple):
-        data, kind = item
-        return PutItem(data=_plain(data), kind=check_kind(kind))
-    return PutItem(data=_plain(item))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import BinaryIO, Final, final
 
@@ -29,18 +27,15 @@ from casstore.items import PreparedPut, PutItem, links_of
 from casstore.processes import current_process
 from casstore.reading import Reader
 from casstore.recent import RecentBytes
-from casstore.rows import PIECE_SIZE, piece_count
 from casstore.stage import Stage, Staged
 from casstore.steps import reach
+from casstore.uploads import THREADS_MAX, frames_of, read_up_to, write_frames
 
 CHAIN_MAX: Final = (1 << 10) - 1  # five digits of base 4: read through at most 15 deltas
 BATCH_BYTES: Final = 4 << 20
-UPLOAD_BYTES: Final = 6 << 20  # of a large artifact in one transaction: each is a flush
 BATCH_ITEMS: Final = 2000
 LOOK_EVERY_PUTS: Final = 1000
 THREADS_FROM_BYTES: Final = 16 << 10  # of an item on average: below, handing it over costs more than it saves
-THREADS_MAX: Final = 4
-FRAMES_AHEAD: Final = 4
 UPLOAD_TRIES: Final = 3
 HIT_VERIFY_BYTES: Final = 1 << 20
 DELTA_RAW_MAX: Final = 16 << 20
@@ -139,7 +134,7 @@ class Writer:
         durable: bool = True,
     ) -> ArtifactId:
         """Any size in constant memory: frames go into an upload, the last transaction makes them visible."""
-        first = _read_up_to(source, frames.FRAME_SIZE + 1)
+        first = read_up_to(source, frames.FRAME_SIZE + 1)
         if len(first) <= frames.FRAME_SIZE:
             if progress:
                 progress(len(first))
@@ -147,7 +142,7 @@ class Writer:
         head = blake3(first).digest()  # stands for the whole, which is not read yet
         hint = self._hints.find(head, kind, first)
         if hint is not None:
-            first += _read_up_to(source, DELTA_RAW_MAX + 1 - len(first))
+            first += read_up_to(source, DELTA_RAW_MAX + 1 - len(first))
             done = self._put_alike(PutItem(data=first, kind=kind), hint, lease, durable)
             if done is not None:
                 self._hints.keep(head, done.digest)
@@ -155,7 +150,7 @@ class Writer:
                     progress(len(first))
                 return done
         try:
-            name = self._upload(_rest_of(first, source), kind, (), lease, progress, durable)
+            name = self._upload(frames_of(first, source), kind, (), lease, progress, durable)
         except UploadLost as error:
             raise StoreError(_UPLOAD_LOST) from error
         self._hints.keep(head, name.digest)
@@ -383,7 +378,7 @@ class Writer:
             prepared = self._delta(item, digest, links)
         done = prepared is not None and self._try(prepared, lease)
         if not done:
-            self._upload(_rest_of(item.data, None), item.kind, links, lease, None, False)
+            self._upload(frames_of(item.data, None), item.kind, links, lease, None, False)
 
     def _try(self, prepared: NewArtifact, lease: str | None) -> bool:
         """Put what may turn out to need its bytes whole. Whether it went in."""
@@ -412,25 +407,13 @@ class Writer:
         upload = backend.upload_open(int(self._clock()), current_process())
         reach("upload.opened")
         try:
-            hasher, table, raw_len = blake3(), frames.FrameTable(), 0
-            with _PieceWriter(backend, upload, self.check_room) as pieces:
-                for raw, (entry, stored) in _encoded_ahead(raw_frames()):
-                    hasher.update(raw)
-                    raw_len += len(raw)
-                    table.entries.append(entry._replace(offset=pieces.stored_len))
-                    pieces.write(stored)
-                    if progress:
-                        progress(len(raw))
-                packed, seal = table.pack()
-                pieces.write(packed)
-                pieces.flush()
-            digest = hasher.digest()
+            digest, raw_len, stored_len, seal = write_frames(backend, upload, raw_frames(), self.check_room, progress)
             row = backend.rows([digest])[0]
             heal = row is not None and not self._reader.is_sound(digest)
             reach("upload.written")
             finished = [
                 NewArtifact(
-                    digest, kind, raw_len, links, codec.Codec.FRAMES, None, pieces.stored_len,
+                    digest, kind, raw_len, links, codec.Codec.FRAMES, None, stored_len,
                     extra=seal, upload=upload, heal=heal,
                 )
             ]  # fmt: skip
@@ -490,71 +473,6 @@ class Writer:
         return info["pages_free"] * info["page_bytes"]
 
 
-def _encoded_ahead(raw_frames: Iterator[bytes]) -> Iterator[tuple[bytes, tuple[frames.Entry, bytes]]]:
-    """Frames in order with their encodings, some of which other threads make while earlier ones are written."""
-    ahead: deque[tuple[bytes, Future[tuple[frames.Entry, bytes]]]] = deque()
-    with ThreadPoolExecutor(max_workers=min(THREADS_MAX, os.cpu_count() or 1)) as threads:
-        for raw in raw_frames:
-            ahead.append((raw, threads.submit(frames.encode_frame, raw)))
-            if len(ahead) > FRAMES_AHEAD:
-                first, encoded = ahead.popleft()
-                yield first, encoded.result()
-        while ahead:
-            first, encoded = ahead.popleft()
-            yield first, encoded.result()
-
-
-class _PieceWriter:
-    """Cuts a stream of stored bytes into pieces of one page. A thread of its own writes them some MiB at a time, so
-    that what comes next is read, hashed and encoded while a commit is flushed; one batch is on its way."""
-
-    def __init__(self, backend: BlobBackend, upload: int, check_room: Callable[[int], None]) -> None:
-        self._backend, self._upload, self._check_room = backend, upload, check_room
-        self._parts: list[bytes] = []
-        self._size = self._piece = 0
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._sent: Future[None] | None = None
-        self.stored_len = 0
-
-    def __enter__(self) -> _PieceWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
-
-    def write(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._size += len(data)
-        self.stored_len += len(data)
-        if self._size >= UPLOAD_BYTES:
-            self._send(self._size // PIECE_SIZE * PIECE_SIZE)
-
-    def flush(self) -> None:
-        """Until everything is written. Raises: what a write of it raised."""
-        self._send(self._size)
-        self._wait()
-
-    def _wait(self) -> None:
-        sent, self._sent = self._sent, None
-        if sent is not None:
-            sent.result()
-
-    def _send(self, size: int) -> None:
-        if not size:
-            return
-        data = b"".join(self._parts)
-        self._parts, self._size = [data[size:]], len(data) - size
-        self._wait()
-        self._check_room(size)
-        self._sent = self._thread.submit(self._commit, self._piece, data, size)
-        self._piece += piece_count(size)
-
-    def _commit(self, first: int, data: bytes, size: int) -> None:
-        pieces = [data[at : min(at + PIECE_SIZE, size)] for at in range(0, size, PIECE_SIZE)]
-        self._backend.upload_write(self._upload, first, pieces)
-        reach("upload.piece")
-
-
 def skip(chain: int) -> int:
     """The number of the base of number `chain`. As Subversion's skip-deltas, but in base 4: a version costs the
     changes of fewer steps, and is read through at most three deltas for each digit instead of one for each bit."""
@@ -591,33 +509,3 @@ def _batches(items: Sequence[PutItem]) -> Iterator[list[PutItem]]:
         size += len(item.data)
     if batch:
         yield batch
-
-
-def _read_up_to(source: BinaryIO, size: int) -> bytes:
-    """Short reads happen (pipes, sockets): read until there is enough or no more."""
-    parts, have = [], 0
-    while have < size:
-        part = source.read(size - have)
-        if not part:
-            break
-        if not isinstance(part, (bytes, bytearray)):
-            raise InvalidArgument("source", "must be a binary stream")
-        parts.append(bytes(part))
-        have += len(part)
-    return b"".join(parts)
-
-
-def _rest_of(first: bytes, source: BinaryIO | None) -> Callable[[], Iterator[bytes]]:
-    """Frames of the bytes read so far and of what follows."""
-
-    def generate() -> Iterator[bytes]:
-        begun = io.BytesIO(first)
-        while True:
-            frame = begun.read(frames.FRAME_SIZE)
-            if source is not None and len(frame) < frames.FRAME_SIZE:
-                frame += _read_up_to(source, frames.FRAME_SIZE - len(frame))
-            if not frame:
-                return
-            yield frame
-
-    return generate

@@ -22,7 +22,8 @@ import journal
 from casstore import ArtifactId, steps
 from casstore import rows as tables
 from casstore.environment import Environment
-from casstore.gc import Collector, refuse_implausible
+from casstore.gc import Collector
+from casstore.refusals import refuse_implausible
 from casstore.rows import DaRow, IxRow, u64
 from casstore.testing import FakeClock
 from journal import DomainEvent

@@ -9,8 +9,9 @@ import pytest
 import casstore
 import journal
 from casstore import GcRefused, steps
-from casstore.gc import Collector, refuse_implausible
+from casstore.gc import Collector
 from casstore.pace import Pace
+from casstore.refusals import refuse_implausible
 from casstore.testing import FakeClock, FakeRoots, memory_store
 
 

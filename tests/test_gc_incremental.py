@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import casstore
 from casstore import ArtifactId, GcReport, Lease, Store, remembered, steps
-from casstore.gc import Collector, Limits, refuse_implausible
+from casstore.gc import Collector, Limits
+from casstore.refusals import refuse_implausible
 from casstore.remembered import LOOSE_MAX, Glance, Remembered
 from casstore.rows import u64
 from casstore.testing import FakeClock, FakeRoots, memory_store

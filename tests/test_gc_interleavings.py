@@ -215,7 +215,8 @@ def test_a_collector_taken_for_dead_stops(world, step):
     world.put_old(b"x")
 
     def second_gc():
-        from casstore.gc import Collector, refuse_implausible
+        from casstore.gc import Collector
+        from casstore.refusals import refuse_implausible
 
         Collector(
             world.store._backend, world.roots, now_s=int(world.clock()), grace_s=3600

@@ -20,7 +20,7 @@ from helpers import small_disk
 import casstore
 import journal
 from casstore import Busy, GcRefused, InvalidArgument, InvalidPolicy, ReadOnly
-from casstore.gc import collector_lock
+from casstore.locks import collector_lock
 from casstore.testing import FakeClock, FakeRoots, memory_store
 from journal import Journal, records
 from journal.rows import EV, RUN
@@ -89,7 +89,7 @@ def nothing(home: Path) -> Iterator[None]:
 def another_collector(home: Path) -> Iterator[None]:
     """In a process of its own, as the lock is one of files."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom casstore.gc import collector_lock\n"
+        "import sys\nfrom pathlib import Path\nfrom casstore.locks import collector_lock\n"
         "with collector_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     line = [sys.executable, "-c", code, str(home)]

@@ -14,7 +14,7 @@ import pytest
 import casstore
 import journal
 from casstore import AutoPolicy, Busy, GcRefused, InvalidArgument, InvalidPolicy, Maintenance, Policy, steps
-from casstore.gc import collector_lock
+from casstore.locks import collector_lock
 from casstore.policies import Growth, is_due
 from casstore.testing import FakeClock, FakeRoots, memory_store
 

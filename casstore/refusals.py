@@ -1,0 +1,40 @@
+"""What stops a gc before it removes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from casstore.backend import EpochLost
+from casstore.errors import GcRefused, StoreError
+from casstore.roots import RootSource
+
+
+class Asked(Exception):
+    """Stop, before anything was removed."""
+
+
+def refuse_implausible(condemned: int, total: int) -> None:
+    """A gc that would take nearly all of a store of some size more likely looks at the wrong journal."""
+    if total >= 1000 and condemned > total * 0.99:
+        raise GcRefused("implausible_share", f"{condemned} of {total} artifacts would go; --force if that is meant")
+
+
+def check_source(roots: object, uuid: str) -> RootSource:
+    """Raises: GcRefused unless `roots` is a source that belongs to this store."""
+    if not isinstance(roots, RootSource):
+        raise GcRefused("no_root_source", f"{type(roots).__name__} is no RootSource; give the journal of this home")
+    if roots.uuid != uuid:
+        raise GcRefused("foreign_journal", f"the journal belongs to home {roots.uuid}, the store to {uuid}")
+    return roots
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Whatever goes wrong while roots are read stops gc before it removes anything."""
+    try:
+        yield
+    except (StoreError, EpochLost, MemoryError, Asked):
+        raise
+    except Exception as error:
+        raise GcRefused("unreadable_roots", f"{what}: {type(error).__name__}: {error}") from error

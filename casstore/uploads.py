@@ -1,0 +1,148 @@
+"""Large artifacts on their way in: frames, cut into pieces, some MiB a transaction, in constant memory."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO, Final, NamedTuple, final
+
+from blake3 import blake3
+
+from casstore import frames
+from casstore.backend import BlobBackend
+from casstore.errors import InvalidArgument
+from casstore.rows import PIECE_SIZE, piece_count
+from casstore.steps import reach
+
+THREADS_MAX: Final = 4
+FRAMES_AHEAD: Final = 4
+UPLOAD_BYTES: Final = 6 << 20  # of a large artifact in one transaction: each is a flush
+
+
+class Written(NamedTuple):
+    """What lies under the data_id of an upload: the digest and length of the raw bytes, the stored length, and the hash
+    of the frame table."""
+
+    digest: bytes
+    raw_len: int
+    stored_len: int
+    seal: bytes
+
+
+def write_frames(
+    backend: BlobBackend, upload: int, raw_frames: Iterator[bytes], check_room: Callable[[int], None],
+    progress: Callable[[int], None] | None,
+) -> Written:  # fmt: skip
+    """Write frames, then their table, into an upload. Not visible before it is put, nor durable before a sync."""
+    hasher, table, raw_len = blake3(), frames.FrameTable(), 0
+    with _PieceWriter(backend, upload, check_room) as pieces:
+        for raw, (entry, stored) in _encoded_ahead(raw_frames):
+            hasher.update(raw)
+            raw_len += len(raw)
+            table.entries.append(entry._replace(offset=pieces.stored_len))
+            pieces.write(stored)
+            if progress:
+                progress(len(raw))
+        packed, seal = table.pack()
+        pieces.write(packed)
+        pieces.flush()
+    return Written(hasher.digest(), raw_len, pieces.stored_len, seal)
+
+
+def _encoded_ahead(raw_frames: Iterator[bytes]) -> Iterator[tuple[bytes, tuple[frames.Entry, bytes]]]:
+    """Frames in order with their encodings, some of which other threads make while earlier ones are written."""
+    ahead: deque[tuple[bytes, Future[tuple[frames.Entry, bytes]]]] = deque()
+    with ThreadPoolExecutor(max_workers=min(THREADS_MAX, os.cpu_count() or 1)) as threads:
+        for raw in raw_frames:
+            ahead.append((raw, threads.submit(frames.encode_frame, raw)))
+            if len(ahead) > FRAMES_AHEAD:
+                first, encoded = ahead.popleft()
+                yield first, encoded.result()
+        while ahead:
+            first, encoded = ahead.popleft()
+            yield first, encoded.result()
+
+
+@final
+class _PieceWriter:
+    """Cuts a stream of stored bytes into pieces of one page. A thread of its own writes them some MiB at a time, so
+    that what comes next is read, hashed and encoded while a commit is flushed; one batch is on its way."""
+
+    def __init__(self, backend: BlobBackend, upload: int, check_room: Callable[[int], None]) -> None:
+        self._backend, self._upload, self._check_room = backend, upload, check_room
+        self._parts: list[bytes] = []
+        self._size = self._piece = 0
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._sent: Future[None] | None = None
+        self.stored_len = 0
+
+    def __enter__(self) -> _PieceWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def write(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        self.stored_len += len(data)
+        if self._size >= UPLOAD_BYTES:
+            self._send(self._size // PIECE_SIZE * PIECE_SIZE)
+
+    def flush(self) -> None:
+        """Until everything is written. Raises: what a write of it raised."""
+        self._send(self._size)
+        self._wait()
+
+    def _wait(self) -> None:
+        sent, self._sent = self._sent, None
+        if sent is not None:
+            sent.result()
+
+    def _send(self, size: int) -> None:
+        if not size:
+            return
+        data = b"".join(self._parts)
+        self._parts, self._size = [data[size:]], len(data) - size
+        self._wait()
+        self._check_room(size)
+        self._sent = self._thread.submit(self._commit, self._piece, data, size)
+        self._piece += piece_count(size)
+
+    def _commit(self, first: int, data: bytes, size: int) -> None:
+        pieces = [data[at : min(at + PIECE_SIZE, size)] for at in range(0, size, PIECE_SIZE)]
+        self._backend.upload_write(self._upload, first, pieces)
+        reach("upload.piece")
+
+
+def read_up_to(source: BinaryIO, size: int) -> bytes:
+    """Short reads happen (pipes, sockets): read until there is enough or no more."""
+    parts, have = [], 0
+    while have < size:
+        part = source.read(size - have)
+        if not part:
+            break
+        if not isinstance(part, (bytes, bytearray)):
+            raise InvalidArgument("source", "must be a binary stream")
+        parts.append(bytes(part))
+        have += len(part)
+    return b"".join(parts)
+
+
+def frames_of(first: bytes, source: BinaryIO | None) -> Callable[[], Iterator[bytes]]:
+    """Frames of the bytes read so far and of what follows."""
+
+    def generate() -> Iterator[bytes]:
+        begun = io.BytesIO(first)
+        while True:
+            frame = begun.read(frames.FRAME_SIZE)
+            if source is not None and len(frame) < frames.FRAME_SIZE:
+                frame += read_up_to(source, frames.FRAME_SIZE - len(frame))
+            if not frame:
+                return
+            yield frame
+
+    return generate
