@@ -54,7 +54,7 @@ class Ours(Subject):
             events = OursEvents(home)
             events.begin(0)
             for first in range(0, count, BATCH):
-                events.append_batch(0, first, BATCH)
+                events.append_batch(0, first, min(BATCH, count - first))
             events.close()
             self._each = count + OursEvents.before
         else:

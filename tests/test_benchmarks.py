@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import append, bases, check, feed, files, flushing, measure, objects, recover, runs, steps
+from benchmarks import append, bases, check, feed, files, flushing, measure, objects, recover, runs, scan, steps
 from benchmarks.data import Context
 from benchmarks.event_peers import EventPeer, FloorEvents, OursEvents, RawLmdbEvents, SqliteEvents
 from benchmarks.measure import Results, Row, better, figure, figures
@@ -82,6 +82,15 @@ def test_the_floor_writes_the_records_that_ours_wrote(tmp_path: Path) -> None:
 def test_runs_are_recovered_where_they_stood(subject: type[recover.Subject], count: int, tmp_path: Path) -> None:
     found = subject.measure(tmp_path, [run_uuid(number) for number in range(count)], 9)
     assert len(found["run_state_s"]) == recover.SAMPLES  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("subject", scan.SUBJECTS)
+@pytest.mark.parametrize("runs_", [1, 4])
+def test_every_way_to_scan_reads_every_event(subject: type[scan.Subject], runs_: int, tmp_path: Path) -> None:
+    if subject.requires:
+        pytest.importorskip(subject.requires[0])
+    found = scan.measure(subject, tmp_path, 0, count=44, runs=runs_)
+    assert {"typed_per_s", "raw_per_s", "reverse_per_s", "range_per_s", "by_position_per_s"} <= set(found)
 
 
 @pytest.mark.parametrize(("events", "interleaved"), [(9, 4), (50, 1)])
@@ -203,7 +212,7 @@ def test_the_newest_results_of_a_case_count(tmp_path: Path) -> None:
 def test_every_target_names_a_workload_and_a_bound() -> None:
     targets = check.tomllib.loads(check.TARGETS.read_text())["target"]
     for target in targets:
-        assert target["workload"] in ("steps", "runs", "objects", "append", "recover", "flushes")
+        assert target["workload"] in ("steps", "runs", "objects", "append", "scan", "recover", "flushes")
         assert {"at_least", "at_most"} & set(target)
 
 
