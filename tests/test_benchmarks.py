@@ -20,6 +20,7 @@ from benchmarks.peers import Peer, RawLmdb, SqliteWal, run_uuid
 from benchmarks.report import tables
 from benchmarks.rounds import choose, run_case
 
+RATES = ("put_mib_per_s", "put_mib_cpu_per_s", "read_mib_per_s", "read_mib_cpu_per_s", "put_memory_bytes", "read_memory_bytes")  # noqa: E501 # fmt: skip
 STEP_PEERS: list[type[Peer]] = [Ours, SqliteWal, RawLmdb]
 
 
@@ -124,6 +125,19 @@ def test_files_are_read_as_they_were_put_in_little_memory(content: str, tmp_path
     assert ours["read_memory_bytes"][0] < files.MEMORY_TARGET_BYTES
     assert 1 <= ours["frames_a_range"][0] < 1.1
     assert len(files.verdicts(results, content)) == 6
+
+
+def test_rounds_that_disagree_decide_nothing() -> None:
+    def lines(*ours: float) -> list[str]:
+        results = Results()
+        for number, rate in enumerate(ours):
+            results.add("files", "c", "ours", number, **dict.fromkeys(RATES, rate))
+            results.add("files", "c", "floor", number, **dict.fromkeys(RATES, 100.0))
+        return [line for line in files.verdicts(results, "c") if "put_mib_per_s" in line]
+
+    assert "95% of the floor, 58% to 127% (undecided: 60 %)" in lines(116.0, 58.0, 127.0, 74.0)[0]
+    assert "(missed" in lines(59.0, 20.0)[0]
+    assert "(holds" in lines(60.0, 90.0)[0]
 
 
 def test_sizes_are_read_with_their_units() -> None:
