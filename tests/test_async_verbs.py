@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import journal
-from casstore import BackupReport
+from casstore import BackupReport, roots
 from journal import (
     AsyncAttempt,
     AsyncJournal,
@@ -27,8 +27,11 @@ from journal import (
 )
 from journal.testing import OTHER, RUN, _started, _whole_run, memory_journal
 
-# What is for gc, for the recorder, or for a block that a thread stays in: `sync` has it.
-INNER = {"exclusive", "history", "live_roots", "renew_claim", "renewer", "retained_roots", "roots_after", "view"}
+# What is for the recorder, for a block that a thread stays in, or for gc: `sync` has it.
+INNER = {"exclusive", "history", "renew_claim", "renewer", "view"} | {
+    name for kind in vars(roots).values() if isinstance(kind, type) and kind.__module__ == roots.__name__
+    for name in vars(kind) if callable(getattr(kind, name)) and name != "position"
+}  # fmt: skip
 
 
 @pytest.fixture
