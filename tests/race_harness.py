@@ -236,7 +236,7 @@ class World:
     def rival(self, who: journal.Journal, grace: int = GRACE_S) -> None:
         """A gc that takes one which holds the collectors' lock for dead."""
         Collector(
-            who.store._backend, who, now_s=int(self.clock()), grace_s=grace, keep_completed_s=0,
+            who.store._backend, who, now_s=int(self.clock()), grace_s=grace,
             stage=who.store._stage,
         ).run(plausible=refuse_implausible)  # fmt: skip
 

@@ -615,7 +615,7 @@ class Incremental(RuleBasedStateMachine):
     def overtaken(self, policy: dict[str, Any]) -> None:
         """Another gc opens and ends in the middle of this one."""
         other = Collector(
-            self.store._backend, self.roots, now_s=int(self.clock()), grace_s=0, keep_completed_s=0, limits=Limits()
+            self.store._backend, self.roots, now_s=int(self.clock()), grace_s=0, limits=Limits()
         )
         with acting("gc.marked", lambda: other.run(plausible=refuse_implausible)):
             try:

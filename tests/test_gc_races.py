@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -302,16 +302,16 @@ def base_of_an_earlier_look(patch: pytest.MonkeyPatch) -> None:
     seen: dict[bytes, IxRow] = {}
     look, insert, find = Writer._base, puts._insert, puts.find
 
-    def remember(self: Any, item: Any) -> Any:
-        found = look(self, item)
+    def remember(self: Any, item: Any, hint: bytes) -> Any:
+        found = look(self, item, hint)
         if found is not None:
             seen[found[0]] = IxRow(self._backend.rows([found[0]])[0].data_id, 0, 0, 0, 0)
         return found
 
-    def insert_stale(t: Any, state: Any, item: Any, now_s: int) -> None:
+    def insert_stale(t: Any, state: Any, item: Any, now_s: int) -> int:
         with pytest.MonkeyPatch.context() as inside:
             inside.setattr(puts, "find", lambda t, digest: find(t, digest) or seen.get(digest))
-            insert(t, state, item, now_s)
+            return insert(t, state, item, now_s)
 
     patch.setattr(Writer, "_base", remember)
     patch.setattr(puts, "_insertable", lambda t, item, first: True)
@@ -331,9 +331,8 @@ def base_deleted_between_look_and_put(w: World) -> None:
 def bases_unmarked(patch: pytest.MonkeyPatch) -> None:
     edges = sweeps.edges
 
-    def links_only(t: Any, digest: bytes) -> Any:
-        found = edges(t, digest)
-        return found._replace(bases=()) if found is not None else None
+    def links_only(t: Any, digests: Sequence[bytes]) -> Any:
+        return [found._replace(bases=()) if found is not None else None for found in edges(t, digests)]
 
     patch.setattr(sweeps, "edges", links_only)
 
@@ -508,7 +507,7 @@ def rebase(w: World, who: journal.Journal, name: ArtifactId, base: ArtifactId) -
         if ORDERED and onto.data_id >= row.data_id:
             raise Younger
         old = DaRow.unpack(t.get(tables.DA, u64(row.data_id)) or b"")
-        puts._clear_pieces(t, row.data_id)
+        puts.clear_pieces(t, row.data_id)
         puts.write_pieces(t, row.data_id, 0, puts.split(tried.stored))
         size = len(tried.stored)
         new = old._replace(stored_len=size, codec=tried.codec, base=onto.data_id, chain=1)
@@ -533,7 +532,8 @@ def marked_not_read_again(patch: pytest.MonkeyPatch) -> None:
 def rebased_after_the_mark(w: World) -> None:
     """c, of a live run, is marked as it was; then it becomes a delta of b, which is a candidate."""
     b = w.put_old(TEXT)
-    c = w.one.store.put(MORE)
+    c = w.two.store.put(MORE)  # by a handle that knows of no b, or it would be a delta of it by itself
+    assert w.one.store.info(c).base is None
     w.append(w.one, c)
     w.grow_old()
     w.race(lambda: w.gc(w.two), {"gc.marked": lambda: rebase(w, w.one, c, b)})

@@ -449,7 +449,7 @@ def test_a_reader_between_two_looks_begins_again(store: Store, monkeypatch: pyte
 
 def collect(store: Store, roots: FakeRoots) -> None:
     """A gc that does not ask for the lock, as one of another machine's clock or of a process taken for dead."""
-    Collector(store._backend, roots, now_s=int(store._clock()), grace_s=0, keep_completed_s=0).run(
+    Collector(store._backend, roots, now_s=int(store._clock()), grace_s=0).run(
         plausible=lambda *_: None
     )
 

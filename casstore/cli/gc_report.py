@@ -18,7 +18,8 @@ def report_document(report: GcReport, *, listed: bool, explained: bool) -> dict[
         "gc": report.gc, "dry_run": report.dry_run, "removed": len(report.removed), "raw_bytes": report.raw_bytes,
         "stored_bytes": report.stored_bytes, "kept_bytes": report.kept_bytes, "live": report.live,
         "quarantined_bytes": report.quarantined_bytes, "rescued": report.rescued,
-        "stopped": report.stopped, "duration_ms": report.duration_ms, "file_bytes": report.file_bytes,
+        "stopped": report.stopped, "incremental": report.incremental, "duration_ms": report.duration_ms,
+        "file_bytes": report.file_bytes,
         "reusable_bytes": report.reusable_bytes, "returned_bytes": 0, "over_quota_bytes": report.over_quota_bytes,
     }  # fmt: skip
     told = report.explanation
