@@ -50,7 +50,9 @@ _NETWORK_FILESYSTEMS: Final = (
 # Process-wide by necessity: LMDB forbids a second handle of one environment in a process, and a forked child
 # has to let go of all that it inherited.
 _open: dict[tuple[int, int], Environment] = {}
-_open_lock = threading.Lock()
+_closing: set[tuple[int, int]] = set()  # given up by their last user; LMDB has them a little longer
+_open_lock = threading.Condition(threading.Lock())
+CLOSING_WAIT_S: Final = 60.0
 
 
 class _ForkGate:
@@ -305,11 +307,18 @@ class Environment:
             self._users -= 1
             if self._users > 0:
                 return
-            for key in [key for key, env in _open.items() if env is self]:
+            keys = [key for key, env in _open.items() if env is self]
+            for key in keys:
                 del _open[key]
+            _closing.update(keys)
             self._closed = True
-        with self._mutex:
-            self._env.close()
+        try:
+            with self._mutex:  # not under the lock of all: a transaction that is open may have to open another one
+                self._env.close()
+        finally:
+            with _open_lock:
+                _closing.difference_update(keys)
+                _open_lock.notify_all()
 
     # -- inside ---------------------------------------------------------------------------------------
 
@@ -395,6 +404,8 @@ def open_environment(
         except OSError as error:
             raise DamagedStore(str(path), "the directory is missing") from error
         key = (stat.st_dev, stat.st_ino)
+        if not _open_lock.wait_for(lambda: key not in _closing, timeout=CLOSING_WAIT_S):
+            raise AlreadyOpen(str(path), "its last user is closing it, and a transaction of it goes on")
         shared = _open.get(key)
         if shared is not None:
             if shared._pid != os.getpid():
@@ -503,7 +514,8 @@ def _leak(handle: object) -> None:
 def _after_fork_in_child() -> None:
     """Let go of inherited handles: after that the child can open the same homes, the parent notices nothing."""
     global _open_lock, _gate
-    _open_lock, inherited, _gate = threading.Lock(), _gate, _ForkGate()
+    _open_lock, inherited, _gate = threading.Condition(threading.Lock()), _gate, _ForkGate()
+    _closing.clear()
     if inherited.active:  # closing would give up the snapshot that the parent still reads
         for environment in _open.values():
             _leak(environment._env)

@@ -13,7 +13,8 @@ import threading
 import pytest
 
 import casstore
-from casstore import steps
+import journal
+from casstore import environment, steps
 from casstore.testing import FakeRoots
 
 
@@ -38,6 +39,53 @@ def test_two_handles_share_one_environment(tmp_path):
         with pytest.raises(casstore.ReadOnly):
             reader.gc(FakeRoots(reader), grace=0)
         assert len(reader.gc(FakeRoots(reader), dry_run=True, grace=0).removed) == 1
+
+
+def test_a_home_that_is_just_being_closed_can_be_opened(tmp_path, monkeypatch):
+    """The last user of a handle is closing it, in a thread that LMDB keeps: who opens waits, and is told no damage."""
+    journal.open(tmp_path / "home").close()
+    jrn = journal.open(tmp_path / "home")
+    found = next(env for env in environment._open.values() if env.path.name == "journal")
+    closing, go_on, waiting = threading.Event(), threading.Event(), threading.Event()
+    inner, wait_for = found._env, environment._open_lock.wait_for
+
+    class Slow:
+        def __getattr__(self, name):
+            return getattr(inner, name)
+
+        def close(self):
+            closing.set()
+            assert go_on.wait(60)
+            inner.close()
+
+    def waited(predicate, timeout):
+        if not predicate():
+            waiting.set()
+        return wait_for(predicate, timeout)
+
+    found._env = Slow()
+    monkeypatch.setattr(environment._open_lock, "wait_for", waited)
+    closer = threading.Thread(target=jrn.close)
+    closer.start()
+    assert closing.wait(60)
+    results = []
+
+    def reopen():
+        try:
+            with journal.open(tmp_path / "home") as again:
+                results.append(len(again))
+        except casstore.StoreError as error:
+            results.append(error)
+        waiting.set()
+
+    opener = threading.Thread(target=reopen)
+    opener.start()
+    assert waiting.wait(60)
+    assert results == []
+    go_on.set()
+    closer.join()
+    opener.join()
+    assert results == [0] and not environment._closing
 
 
 def test_a_forked_child_reopens_and_the_parent_notices_nothing(tmp_path):
