@@ -449,9 +449,8 @@ def test_a_reader_between_two_looks_begins_again(store: Store, monkeypatch: pyte
 
 def collect(store: Store, roots: FakeRoots) -> None:
     """A gc that does not ask for the lock, as one of another machine's clock or of a process taken for dead."""
-    Collector(store._backend, roots, now_s=int(store._clock()), grace_s=0).run(
-        plausible=lambda *_: None
-    )
+    collector = Collector(store._backend, roots, now_s=int(store._clock()), grace_s=0)
+    collector.run(plausible=lambda *_: None)
 
 
 WRITERS: dict[str, Callable[[Store, FakeRoots, list[ArtifactId], dict[ArtifactId, bytes]], object]] = {
@@ -505,7 +504,8 @@ def moved_onto_garbage(store: Store, step: str, *, touching: bool = True) -> boo
     Whether all that is live reads after it."""
     roots = FakeRoots(store)
     head = lines(1, 300)
-    other, first = store.put(b"".join(head)), store.put(b"".join(head) + b"first")
+    other = store.put(b"".join(head))
+    first = store.put(b"".join(head) + b"first", kind="output")  # of another kind: else it would be a delta
     data = b"".join(head) + b"live"
     name = store.put(data, base=first)
     roots.append("run", name)
