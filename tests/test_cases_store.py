@@ -728,7 +728,7 @@ def test_sizes_around_every_border(random_bytes: bool) -> None:
 
 def test_a_killed_upload_leaves_nothing_to_see(tmp_path: Path) -> None:
     """Case 21: killed at each stop point; nothing is visible, the next gc takes what was staged."""
-    data = random.Random(2).randbytes((8 << 20) + 9)
+    data = random.Random(2).randbytes((12 << 20) + 9)
     pristine = tmp_path / "pristine"
     journal.open(pristine).close()
 
