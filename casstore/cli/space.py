@@ -81,7 +81,10 @@ def register(cli: click.Group) -> None:
 
 def _shown(report: CompactReport) -> str:
     """One line for the file, and one for each thing that the re-encoding did."""
-    lines = [f"{shown_size(report.before_bytes)} before, {shown_size(report.after_bytes)} now"]
+    back = f"the file system has {shown_size(report.returned_bytes)} back"
+    if not report.returned_bytes:
+        back = "there was nothing to give back"
+    lines = [f"{shown_size(report.before_bytes)} before, {shown_size(report.after_bytes)} now: {back}"]
     if report.freed_bytes:
         lines.append(
             f"{counted(report.rebased, 'delta')} moved, {shown_size(report.freed_bytes)} of collected bases freed"
