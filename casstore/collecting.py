@@ -16,6 +16,7 @@ from casstore.gc import Collector, Limits
 from casstore.locks import collector_lock
 from casstore.policies import Due, Growth, Policy, is_due, parse_policy
 from casstore.refusals import check_source, refuse_implausible, refusing
+from casstore.remembered import call_witness
 from casstore.reports import GcReport
 from casstore.roots import EndingSource, RetainingSource, RootSource
 from casstore.stage import Stage
@@ -49,11 +50,12 @@ def collect(
     if not dry_run and not force:
         _refuse_low_space(backend, home)
     with nullcontext() if dry_run else collector_lock(home):
+        retention, over, witness = policy.retention(now_s), 0, None
         if not dry_run:
             backend.tidy()
+            witness = call_witness(source, retention)
             with suppress(StoreFull):  # politeness: what is staged is a root all the same
                 settle()
-        retention, over = policy.retention(now_s), 0
         if policy.quota is not None:
             if not isinstance(source, RetainingSource):
                 raise GcRefused("unknown_policy", f"{type(source).__name__} cannot say which runs ended first")
@@ -68,7 +70,7 @@ def collect(
         if dry_run:
             report = collector.preview()
         else:
-            report = collector.run(plausible=(lambda *_: None) if force else refuse_implausible)
+            report = collector.run(plausible=(lambda *_: None) if force else refuse_implausible, witness=witness)
             backend.sync()
     info = backend.info()
     return replace(

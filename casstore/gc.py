@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import repeat
@@ -105,7 +104,6 @@ class Collector:
         self._buried_until_s = 0
         self._lost: dict[int, bytes] | None = None
         self._done = _Done()
-        self._witness: bytes | None = None
         self._firm = IdSet()  # what needs no lease and no youth to stay
         self._first_until_s = 0  # when the first of what is in quarantine may go; 0: nothing is there
         self._position = 0
@@ -128,11 +126,11 @@ class Collector:
             return self._report(opened, dry_run=True, stopped="asked")
         return self._report(opened, dry_run=True)
 
-    def run(self, *, plausible: Callable[[int, int], None]) -> GcReport:
-        """Collect. `plausible(condemned, total)` may refuse before anything is removed."""
+    def run(self, *, plausible: Callable[[int, int], None], witness: bytes | None = None) -> GcReport:
+        """Collect. `plausible(condemned, total)` may refuse before anything is removed. `witness` is what the source
+        said before (`remembered.call_witness`); without it the next gc marks everything."""
         self._backend.reader_check()
         self._drop_dead_uploads()
-        self._call_witness()
         opened = self._backend.gc_open(self._now_s, self._grace_s, history.pack_opened(self._now_s))  # 1
         self._epoch = opened.epoch
         reach("gc.opened")
@@ -157,7 +155,7 @@ class Collector:
             self._close(self._report(opened), "failed")
             raise
         report = self._report(opened, stopped=stopped, incremental=glance is not None)
-        last = None if stopped else self._remember(opened, glance)
+        last = None if stopped or witness is None else self._remember(opened, glance, witness)
         self._close(report, "stopped" if stopped else "complete", last)  # 5
         reach("gc.closed")
         return report
@@ -180,13 +178,6 @@ class Collector:
 
     # -- is there anything to do
 
-    def _call_witness(self) -> None:
-        """Before the opening: what an event up to here names has a data_id that is taken at the opening."""
-        if isinstance(self._roots, WitnessSource) and self._retention.is_plain:
-            # A source that fails here fails again where its roots are read, and that refuses.
-            with suppress(Exception):
-                self._witness = self._roots.witness(self._retention)
-
     def _glance(self, opened: GcOpened) -> Glance | None:
         """What was looked at, where that shows that everything is needed; None: only a full mark can tell."""
         last = Remembered.unpack(opened.last) if opened.last else None
@@ -194,13 +185,15 @@ class Collector:
             return None  # what is kept by what takes a full mark to tell; other policies are not witnessed
         if last is None or not isinstance(self._roots, WitnessSource) or 0 < last.until_s <= self._now_s:
             return None
-        glance = Glance(self._backend, opened, last)
+        glance = Glance(self._backend, self._stage, opened, last)
         if not 0 <= glance.size <= self._backend.counters().artifacts:
             return None
-        with refusing("reading roots"):
+        with refusing(f"reading roots of {self._source}"):
             late = self._roots.roots_since(last.witness, self._retention)
             if late is None:
                 return None
+            for root in late:
+                self._check_root(root)
             named = [root.id.digest for root in late]
         try:
             if not glance.nothing_goes(named, PAGE_ROWS, self._check_asked):
@@ -210,12 +203,10 @@ class Collector:
         self._first_until_s = last.until_s
         return glance
 
-    def _remember(self, opened: GcOpened, glance: Glance | None) -> tuple[bytes, int] | None:
+    def _remember(self, opened: GcOpened, glance: Glance | None, witness: bytes) -> tuple[bytes, int] | None:
         """For the next gc. What late events and `recent1` brought is as loose as what is young."""
-        if self._witness is None:
-            return None
         loose = glance.loose() if glance is not None else self._marks.visible.without(self._firm)
-        last = remember(opened, loose, self._first_until_s, self._witness)
+        last = remember(opened, loose, self._first_until_s, witness)
         return None if last is None else (last.pack(), opened.loosened)
 
     # -- mark
@@ -326,27 +317,12 @@ class Collector:
             self._buried.reach(links, self._backend.edges, _nothing)
 
     def _reach(self, digests: Sequence[bytes], named_by: str) -> None:
-        """Mark the closure of roots. Of what is only staged the needs are marked (H25). Raises: GcRefused where
-        something is neither in the store nor staged."""
-        missing: list[bytes] = []
-        followed: set[bytes] = set()
-        self._marks.reach(digests, self._backend.edges, missing.append)
-        while missing:
-            needs: list[bytes] = []
-            for digest in missing:
-                row = self._stage.find(digest)
-                if row is not None:
-                    needs += () if digest in followed else row.needs
-                    followed.add(digest)
-                elif self._backend.rows([digest])[0] is not None:
-                    needs.append(digest)  # settled between the two looks
-                else:
-                    if self._epoch is not None:  # a later gc may have taken it, rightly
-                        self._backend.gc_recent(self._epoch)
-                    detail = f"{named_by} names or needs {digest.hex()}, which is not in the store"
-                    raise GcRefused("missing_root", detail)
-            missing = []
-            self._marks.reach(needs, self._backend.edges, missing.append)
+        """Mark the closure of roots. Raises: GcRefused where something is neither in the store nor staged."""
+        for digest in self._marks.reach_staged(digests, self._backend.edges, self._stage.needs):
+            if self._epoch is not None:  # a later gc may have taken it, rightly
+                self._backend.gc_recent(self._epoch)
+            detail = f"{named_by} names or needs {digest.hex()}, which is not in the store"
+            raise GcRefused("missing_root", detail)
 
     def _late_staged(self) -> list[bytes]:
         """What was staged since the last look, and what that needs: roots, whatever became of their run (H26)."""

@@ -106,6 +106,27 @@ class Marks:
                 if self.visible.add(data_id) and packed:
                     todo.append((packed, 0))
 
+    def reach_staged(
+        self, digests: Iterable[bytes], edges_of: EdgesOf, needs_of: Callable[[bytes], Iterable[bytes] | None]
+    ) -> list[bytes]:
+        """As `reach`, also through what is only staged (H25): `needs_of` says what that needs, or None. Answers with the
+        digests that are neither visible nor staged."""
+        todo, lost, followed = list(digests), list[bytes](), set[bytes]()
+        while todo:
+            missing: list[bytes] = []
+            self.reach(todo, edges_of, missing.append)
+            todo = []
+            for digest in missing:
+                needs = () if digest in followed else needs_of(digest)
+                if needs is not None:
+                    followed.add(digest)
+                    todo += needs
+                elif edges_of([digest])[0] is not None:
+                    todo.append(digest)  # settled between the two looks
+                else:
+                    lost.append(digest)
+        return lost
+
     def keep_bytes(self, data_id: int, bases: Sequence[int]) -> None:
         """The bytes under a data_id, and those that they are made from, stay."""
         self.bytes.add(data_id)

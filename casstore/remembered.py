@@ -12,6 +12,8 @@ from typing import Final, NamedTuple, final
 
 from casstore.backend import BlobBackend, GcOpened
 from casstore.marks import IdSet, Marks
+from casstore.roots import Retention, RootSource, WitnessSource
+from casstore.stage import Stage
 from casstore.varints import read_varint, varint
 
 LOOSE_MAX: Final = 20_000
@@ -56,11 +58,22 @@ class Remembered(NamedTuple):
         return cls(next_data_id, until_s, tuple(loose), data[at:])
 
 
+def call_witness(source: RootSource, retention: Retention) -> bytes | None:
+    """What the source is to be asked with by the next gc. Called before what is staged is settled, and before the
+    opening: so what events up to here name has a smaller data_id than the opening's `next_data_id`."""
+    if not isinstance(source, WitnessSource) or not retention.is_plain:
+        return None
+    try:
+        return source.witness(retention)
+    except Exception:
+        return None  # a source that fails fails again where its roots are read, and that refuses
+
+
 def remember(
     opened: GcOpened, loose: Iterable[int], until_s: int, witness: bytes
 ) -> Remembered | None:  # fmt: skip
-    """None where it is too much. What got a data_id since the opening is new to the next
-    gc anyway; an upload that had one then may end at any time."""
+    """None where it is too much. What got a data_id since the opening is new to the next gc anyway; an upload that had
+    one then may end at any time."""
     early = set(opened.uploads)
     for number in loose:
         if number < opened.next_data_id:
@@ -78,8 +91,8 @@ class Doubt(Exception):
 class Glance:
     """A look at what is new since the last complete gc. Pure over the backend's reads."""
 
-    def __init__(self, backend: BlobBackend, opened: GcOpened, last: Remembered) -> None:
-        self._backend, self._opened, self._last = backend, opened, last
+    def __init__(self, backend: BlobBackend, stage: Stage, opened: GcOpened, last: Remembered) -> None:
+        self._backend, self._stage, self._opened, self._last = backend, stage, opened, last
         self._firm = IdSet()
         self._marks = Marks()
         self._there = array("Q")
@@ -116,7 +129,8 @@ class Glance:
         return [data_id for data_id in self._there if data_id not in self._firm]
 
     def _reach(self, digests: Iterable[bytes]) -> None:
-        self._marks.reach(digests, self._backend.edges, _doubt)
+        if self._marks.reach_staged(digests, self._backend.edges, self._stage.needs):
+            raise Doubt
 
     def _pages(self, rows: int) -> Iterable[list[tuple[int, bytes, int]]]:
         """(data_id, digest, touched) of those that are visible."""
@@ -134,7 +148,3 @@ class Glance:
             for (data_id, digest), row in zip(named, rows, strict=True)
             if row is not None and row.data_id == data_id
         ]
-
-
-def _doubt(digest: bytes) -> None:
-    raise Doubt(digest.hex())

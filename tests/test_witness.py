@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 import journal
-from casstore import ArtifactId, Retention, WitnessSource
+from casstore import ArtifactId, Retention, WitnessSource, steps
 from casstore.gc import Collector
 from casstore.testing import FakeClock
 from journal import witness
@@ -198,4 +198,29 @@ def test_gc_of_a_home_with_nothing_to_do(tmp_path: Path) -> None:
         report = jrn.store.gc(jrn, grace=0, keep_completed=0)
         assert not report.incremental and report.removed
         assert jrn.store.gc(jrn, grace=0, keep_completed=0).incremental
+        assert jrn.verify() == [] and jrn.store.verify().findings == ()
+
+
+@pytest.mark.parametrize("reached", ["gc.opened", "gc.glanced", "gc.closed"])
+def test_what_is_staged_while_gc_runs_costs_no_mark(tmp_path: Path, reached: str) -> None:
+    """Named before it was in the store: the next gc settles it, finds it new, and knows its event; or it is staged
+    when gc looks, and what it needs is looked at."""
+    home, clock, left = tmp_path / "home", FakeClock(), list(RUNS)
+    with journal.open(home, clock=clock) as jrn:
+        begin(jrn, left.pop())
+        jrn.store.gc(jrn, grace=0, keep_completed=0)
+        for _ in range(3):
+            staged: list[int] = []
+
+            def go_on(seen: str, staged: list[int] = staged) -> None:
+                if seen == reached and not staged:
+                    step(begin(jrn, left.pop()), 1)
+                    staged.append(len(jrn.store.staging.hidden()))
+
+            steps.listen(go_on)
+            try:
+                report = jrn.store.gc(jrn, grace=0, keep_completed=0)
+            finally:
+                steps.listen(None)
+            assert report.incremental and staged[0] > 0
         assert jrn.verify() == [] and jrn.store.verify().findings == ()
