@@ -109,7 +109,7 @@ class Marks:
     def reach_staged(
         self, digests: Iterable[bytes], edges_of: EdgesOf, needs_of: Callable[[bytes], Iterable[bytes] | None]
     ) -> list[bytes]:
-        """As `reach`, also through what is only staged (H25): `needs_of` says what that needs, or None. Answers with the
+        """As `reach`, also through what is only staged (H25): `needs_of` says what that needs, or None. Returns the
         digests that are neither visible nor staged."""
         todo, lost, followed = list(digests), list[bytes](), set[bytes]()
         while todo:
