@@ -43,10 +43,17 @@ _DIGESTS: Final = 16 + 3 * 32
 _NUMBERS: Final = 11
 
 
-def number(value: int) -> bytes:
-    """The bytes of a number from 0 to 2**64 - 1."""
+def _number(value: int) -> bytes:
     size = (value.bit_length() + 7) >> 3
     return bytes((size,)) + value.to_bytes(size, "big")
+
+
+_SMALL: Final = tuple(map(_number, range(4096)))  # most numbers are small, and an append writes twenty
+
+
+def number(value: int) -> bytes:
+    """The bytes of a number from 0 to 2**64 - 1."""
+    return _SMALL[value] if 0 <= value < 4096 else _number(value)
 
 
 def take_number(data: bytes, place: int) -> tuple[int, int]:

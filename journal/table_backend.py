@@ -50,6 +50,7 @@ from journal.rows import (
 
 _SCAN_FROM: Final = 3
 _STRETCH: Final = 1024
+_KNOWN_MAX: Final = 4096
 _GREATEST: Final = b"\xff" * 9
 
 
@@ -57,8 +58,10 @@ _GREATEST: Final = b"\xff" * 9
 class TableLook:
     """See `journal.backend.Look`."""
 
-    def __init__(self, txn: ReadTransaction) -> None:
+    def __init__(self, txn: ReadTransaction, known: dict[bytes, RunRow] | None = None) -> None:
+        """`known`: rows by their bytes."""
         self._txn = txn
+        self._known = {} if known is None else known
 
     def run(self, run_id: UUID) -> RunRow | None:
         found = self._txn.get(ID, run_id.bytes)
@@ -66,12 +69,18 @@ class TableLook:
 
     def numbered(self, number_: int) -> RunRow | None:
         found = self._txn.get(RUN, number(number_))
-        return None if found is None else unpack_run(number_, found)
+        if found is None:
+            return None
+        row = self._known.get(found)
+        return row if row is not None and row.number == number_ else unpack_run(number_, found)
 
     def stamp(self, number_: int) -> tuple[int, int] | None:
         """(head, epoch) of a run."""
         found = self._txn.get(RUN, number(number_))
-        return None if found is None else unpack_stamp(found)
+        if found is None:
+            return None
+        row = self._known.get(found)
+        return unpack_stamp(found) if row is None else (row.head, row.epoch)
 
     def next_number(self) -> int:
         found = self._txn.get(META, META_NEXT_RUN)
@@ -250,6 +259,7 @@ class TableBackend:
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
+        self._known: dict[bytes, RunRow] = {}  # rows written by this process, which the next append would decode
 
     def bind(self, uuid: str) -> str:
         with self._tables.read() as txn:
@@ -265,7 +275,7 @@ class TableBackend:
     @contextmanager
     def look(self) -> Iterator[Look]:
         with self._tables.read() as txn:
-            yield TableLook(txn)
+            yield TableLook(txn, self._known)
 
     def version(self) -> int:
         # Not what the engine knows as its newest commit: while that is being flushed no snapshot shows it yet.
@@ -278,7 +288,7 @@ class TableBackend:
     ) -> None:  # fmt: skip
         with self._tables.write() as txn:
             reach("append.locked")
-            look = TableLook(txn)
+            look = TableLook(txn, self._known)
             for id in settled():
                 txn.delete(stage.TABLE, id.digest)
             position = look.position()
@@ -295,13 +305,19 @@ class TableBackend:
                     stage.write(txn, put.artifact, position + 1, place, _second(unit))
                 for write in unit.writes or ():
                     unit.positions.append(position + 1)
-                    _write_run(txn, write, position + 1)
+                    self._remember(write.after, _write_run(txn, write, position + 1))
                     position += len(write.records)
                 if unit.writes:
                     for name, at in unit.cursors.items():
                         txn.put(CUR, name.encode(), number(at))
             reach("append.written")
         reach("append.committed")
+
+    def _remember(self, row: RunRow, data: bytes) -> None:
+        if len(self._known) >= _KNOWN_MAX:
+            self._known.clear()
+        if row.updated_ms >= row.started_ms:  # else the bytes say something else than the row
+            self._known[data] = row
 
     def set_claim(self, number_: int, epoch: int, claim: ClaimRow | None) -> int | None:
         with self._tables.write() as txn:
@@ -366,7 +382,8 @@ def _are_stale(look: TableLook, writes: Sequence[RunWrite]) -> bool:
     return False
 
 
-def _write_run(txn: WriteTransaction, write: RunWrite, position: int) -> None:
+def _write_run(txn: WriteTransaction, write: RunWrite, position: int) -> bytes:
+    """The bytes of the run's new row."""
     row, key = write.after, number(write.after.number)
     if write.before is None:
         txn.put(META, META_NEXT_RUN, number(row.number + 1))
@@ -390,7 +407,9 @@ def _write_run(txn: WriteTransaction, write: RunWrite, position: int) -> None:
         txn.put(DONE, status_byte(row.status) + number(row.updated_ms) + key, b"")
     if write.claim is not None or write.drop_claim:
         _write_claim(txn, key, write.claim)
-    (txn.append if write.before is None else txn.put)(RUN, key, pack_run(row))
+    data = pack_run(row)
+    (txn.append if write.before is None else txn.put)(RUN, key, data)
+    return data
 
 
 def _hide(txn: WriteTransaction, row: RunRow) -> None:
