@@ -1,5 +1,5 @@
 """What a complete gc remembers for the next one, so that a gc with nothing to do need not mark everything again
-(docs/GC.md, section 4). It only ever answers "nothing": what is removed was always judged by a full mark.
+(docs/GC.md, section 7). It only ever answers "nothing": what is removed was always judged by a full mark.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Whether a journal still names all that it named at an earlier gc, at the cost of what came since (docs/GC.md,
-section 4). In doubt the answer is no: gc then reads everything."""
+section 7). In doubt the answer is no: gc then reads everything."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """A gc that looks only at what is new since the last complete one: it says "nothing to do" exactly when a full mark
-would, or marks everything (docs/GC.md, section 4)."""
+would, or marks everything (docs/GC.md, section 7)."""
 
 from __future__ import annotations
 
