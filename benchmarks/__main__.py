@@ -1,4 +1,4 @@
-"""The command line: python -m benchmarks steps|runs|objects|append|scan|recover|feed|bases|files|all|flushes|check."""
+"""The command line: python -m benchmarks WORKLOAD|all|gc|flushes|check."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from benchmarks.options import Options, parse_size, say
 from benchmarks.report import tables
 
 WORKLOADS: Final = ("steps", "runs", "objects", "append", "scan", "recover", "feed", "bases", "files")
+GC: Final = ("gc_scale", "gc_beside")
 MEMORY_FILESYSTEMS: Final = ("tmpfs", "ramfs")
 
 
 def main() -> int:
     """Run, print the tables, keep the samples."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", choices=[*WORKLOADS, "all", "flushes", "check"])
+    parser.add_argument("what", choices=[*WORKLOADS, "all", "gc", *GC, "flushes", "check"])
     parser.add_argument("--quick", action="store_true", help="fewer rounds, steps and sizes: minutes, not an hour")
-    parser.add_argument("--large", action="store_true", help="the largest sizes too: a million runs (recover)")
+    parser.add_argument("--large", action="store_true", help="the largest sizes too (recover, gc)")
     parser.add_argument("--json", type=Path, help="where the samples go (check: where they come from)")
     parser.add_argument("--rounds", type=int, default=0, help="how often everything is done")
     parser.add_argument("--only", default="", help="these peers, by name, with commas")
@@ -39,7 +40,7 @@ def main() -> int:
     results = Results(machine(given.dir))
     if results.machine["filesystem"] in MEMORY_FILESYSTEMS:
         say("warning: this file system is in memory, flushes cost nothing there (--dir chooses another one)")
-    wanted = WORKLOADS if given.what == "all" else (given.what,)
+    wanted = {"all": WORKLOADS, "gc": GC}.get(given.what, (given.what,))
     path = given.json or RESULTS / f"{results.machine['at'].replace(':', '')}-{given.what}.json"
     for name in wanted:
         importlib.import_module(f"benchmarks.{name}").run(results, options)

@@ -9,7 +9,22 @@ from typing import Any
 
 import pytest
 
-from benchmarks import append, bases, check, feed, files, flushing, measure, objects, recover, runs, scan, steps
+from benchmarks import (
+    append,
+    bases,
+    check,
+    feed,
+    files,
+    flushing,
+    gc_beside,
+    gc_scale,
+    measure,
+    objects,
+    recover,
+    runs,
+    scan,
+    steps,
+)
 from benchmarks.data import Context
 from benchmarks.event_peers import EventPeer, FloorEvents, OursEvents, RawLmdbEvents, SqliteEvents
 from benchmarks.measure import Results, Row, better, figure, figures
@@ -143,6 +158,18 @@ def test_sizes_are_read_with_their_units() -> None:
     assert [parse_size(text) for text in ("3GiB", "1.5MiB", "4KiB", "17")] == [3 << 30, 3 << 19, 4096, 17]
 
 
+def test_a_gc_is_measured_that_removes_half_and_then_nothing(tmp_path: Path) -> None:
+    names = gc_scale.fill(str(tmp_path / "home"), 3 * gc_scale.NEW)
+    found = gc_scale.collect(str(tmp_path / "home"), names)
+    assert len(found["nothing_s"]) == gc_scale.SHORT_GCS  # type: ignore[arg-type]
+
+
+def test_writers_are_measured_without_a_gc_and_beside_one(tmp_path: Path) -> None:
+    found = gc_beside.measure(gc_scale.Collecting, tmp_path, 0, window_s=0.5, pairs=1, dead=40_000)
+    for what in ("append", "put"):
+        assert found[f"{what}_s"] and found[f"{what}_beside_s"] and found[f"{what}_share"]
+
+
 class Forgetful(SqliteWal):
     """A peer that gives back another context than it was given."""
 
@@ -225,7 +252,8 @@ def test_the_newest_results_of_a_case_count(tmp_path: Path) -> None:
 def test_every_target_names_a_workload_and_a_bound() -> None:
     targets = check.tomllib.loads(check.TARGETS.read_text())["target"]
     for target in targets:
-        assert target["workload"] in ("steps", "runs", "objects", "append", "scan", "recover", "flushes")
+        assert target["workload"] in ("steps", "runs", "objects", "append", "scan", "recover", "flushes", "gc_scale",
+                                      "gc_beside")  # fmt: skip
         assert {"at_least", "at_most"} & set(target)
 
 
