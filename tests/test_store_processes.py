@@ -45,7 +45,7 @@ def test_a_home_that_is_just_being_closed_can_be_opened(tmp_path, monkeypatch):
     """The last user of a handle is closing it, in a thread that LMDB keeps: who opens waits, and is told no damage."""
     journal.open(tmp_path / "home").close()
     jrn = journal.open(tmp_path / "home")
-    found = next(env for env in environment._open.values() if env.path.name == "journal")
+    found = next(env for env in environment._open.values() if env.path == tmp_path / "home" / "journal")
     closing, go_on, waiting = threading.Event(), threading.Event(), threading.Event()
     inner, wait_for = found._env, environment._open_lock.wait_for
 
