@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from typing import Final, final
 
-ITEMS_MAX: Final = 64
+ITEMS_MAX: Final = 1024  # many runs at once, each with a few bases
 BYTES_MAX: Final = 32 << 20
 
 
