@@ -218,11 +218,15 @@ class Writer:
         """A dictionary was trained: use it with the next put."""
         self._until_look = 0
 
-    def _delta(self, item: PutItem, digest: bytes, links: tuple[bytes, ...]) -> NewArtifact | None:
+    def _delta(
+        self, item: PutItem, digest: bytes, links: tuple[bytes, ...], hint: bytes | None = None
+    ) -> NewArtifact | None:
+        """Against the base that the item names, else one that was found (`hint`), or is looked for."""
         if len(item.data) > DELTA_RAW_MAX:
             return None
-        hint = self._hints.find(digest, item.kind, item.data) if item.base is None else item.base.digest
-        found = None if hint is None else self._base(item, hint)
+        if hint is None:
+            hint = self._hints.find(digest, item.kind, item.data) if item.base is None else item.base.digest
+        found = None if hint is None else self._base(hint)
         if found is None:
             return None
         base_digest, base, chain = found
@@ -236,24 +240,16 @@ class Writer:
     def _put_alike(self, item: PutItem, hint: bytes, lease: str | None, durable: bool) -> ArtifactId | None:
         """A new stream that turned out to be short enough, as a delta, where that helps."""
         digest = blake3(item.data).digest()
-        found = self._base(item, hint) if self._backend.rows([digest])[0] is None else None
-        if found is None:
-            return None
-        encoded = codec.encode(item.data, found[1])
-        delta = codec.is_delta(encoded.codec)
-        if found[0] == hint:
-            self._hints.tell(item.kind, helped=delta)
-        if not delta or not self._try(_encoded(item, digest, (), encoded, found[0], found[2]), lease):
+        delta = self._delta(item, digest, (), hint) if self._backend.rows([digest])[0] is None else None
+        if delta is None or not self._try(delta, lease):
             return None
         self._recent.add(digest, item.data)
         self._flush(durable)
         return ArtifactId(digest)
 
-    def _base(self, item: PutItem, hint: bytes) -> tuple[bytes, bytes, int] | None:
+    def _base(self, hint: bytes) -> tuple[bytes, bytes, int] | None:
         """(digest, bytes, chain of the new artifact) of the base to use: the one on the hint's base walk whose
         number is n with its lowest digit, in base 4, made smaller by one."""
-        if len(item.data) > DELTA_RAW_MAX:
-            return None
         walk = self._base_walk(hint)
         if not walk:
             return None
@@ -382,16 +378,14 @@ class Writer:
 
     def _try(self, prepared: NewArtifact, lease: str | None) -> bool:
         """Put what may turn out to need its bytes whole. Whether it went in."""
-        self.check_room(prepared.stored_len)
-        reach("put.before_commit")
+
+        def give_up(put: NewArtifact) -> NewArtifact:
+            raise EncodeAgain((put.digest,))
+
         try:
-            result = self._backend.put([prepared], int(self._clock()), lease)
+            self._put_items([prepared], give_up, lease)
         except EncodeAgain:
-            return prepared.base is not None and self._unstage([prepared.base]) and self._try(prepared, lease)
-        except UploadLost as error:
-            raise InvalidArgument("data", _LINKS_CAME_LATER) from error
-        reach("put.after_commit")
-        self._put_done([prepared], result)
+            return False
         return True
 
     def _upload(

@@ -316,8 +316,7 @@ class TableBackend:
     def _remember(self, row: RunRow, data: bytes) -> None:
         if len(self._known) >= _KNOWN_MAX:
             self._known.clear()
-        if row.updated_ms >= row.started_ms:  # else the bytes say something else than the row
-            self._known[data] = row
+        self._known[data] = row
 
     def set_claim(self, number_: int, epoch: int, claim: ClaimRow | None) -> int | None:
         with self._tables.write() as txn:

@@ -302,8 +302,8 @@ def base_of_an_earlier_look(patch: pytest.MonkeyPatch) -> None:
     seen: dict[bytes, IxRow] = {}
     look, insert, find = Writer._base, puts._insert, puts.find
 
-    def remember(self: Any, item: Any, hint: bytes) -> Any:
-        found = look(self, item, hint)
+    def remember(self: Any, hint: bytes) -> Any:
+        found = look(self, hint)
         if found is not None:
             seen[found[0]] = IxRow(self._backend.rows([found[0]])[0].data_id, 0, 0, 0, 0)
         return found
