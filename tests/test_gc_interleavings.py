@@ -8,6 +8,7 @@ from casstore import ArtifactId, MissingArtifact, steps
 from casstore.backend import Verdict
 from casstore.marks import Marks
 from casstore.testing import FakeClock, FakeRoots, memory_store
+from tests.helpers import at_step
 
 GC_STEPS = [
     "gc.opened",
@@ -41,20 +42,8 @@ class World:
 
     def gc_with(self, step, action, **options):
         """Run gc; at the first time that it reaches `step` the action runs. Whether it did."""
-        done = []
-
-        def listener(reached):
-            if reached == step and not done:
-                done.append(reached)
-                steps.listen(None)
-                action()
-                steps.listen(listener)
-
-        steps.listen(listener)
-        try:
+        with at_step(step, action) as done:
             self.store.gc(self.roots, **{"grace": 3600, **options})
-        finally:
-            steps.listen(None)
         return bool(done)
 
     def check(self):

@@ -14,7 +14,7 @@ import pytest
 
 import casstore
 import journal
-from casstore import ArtifactId, Corrupt, NotFound, steps
+from casstore import ArtifactId, Corrupt, NotFound
 from casstore.gc import Collector
 from casstore.items import PutItem
 from casstore.stage import ROWS_MAX, TABLE, Stage, Staged
@@ -23,7 +23,7 @@ from casstore.testing import FakeClock
 from casstore.writing import _whole
 from journal.admission import ClaimRequest
 from journal.testing import memory_journal
-from tests.helpers import assert_whole, python
+from tests.helpers import assert_whole, at_step, python
 
 CONTEXT = {"messages": [f"message {n} of a context that is long enough to be worth a delta" for n in range(300)]}
 RUN = UUID(int=7)
@@ -290,21 +290,10 @@ def test_export_backup_and_compact_have_what_is_staged(tmp_path: Path) -> None:
 
 def at(step: str, action: Callable[[], None], run: Callable[[], Any]) -> Any:
     """Run something; the first time that it reaches the step the action runs."""
-    done: list[str] = []
-
-    def listener(reached: str) -> None:
-        if reached == step and not done:
-            done.append(reached)
-            steps.listen(None)
-            action()
-            steps.listen(listener)
-
-    steps.listen(listener)
-    try:
-        return run()
-    finally:
-        steps.listen(None)
-        assert done, f"{step} was not reached"
+    with at_step(step, action) as done:
+        result = run()
+    assert done, f"{step} was not reached"
+    return result
 
 
 def old(jrn: journal.Journal, value: object) -> ArtifactId:
@@ -404,6 +393,19 @@ def test_h26_a_staged_row_is_a_root_after_its_run(
     else:
         with pytest.raises(NotFound):
             jrn.store.get(child)
+
+
+def test_what_is_staged_already_keeps_its_place(jrn: journal.Journal) -> None:
+    """Brought again after what needs it, it still goes into the store first: one settling moves everything (CS)."""
+    run = jrn.start_run("staged", manifest={}, context={}, run_id=RUN)
+    child = stage(jrn, run, "a child")
+    parent = stage(jrn, run, {"child": child})
+    before = jrn.store.staging.rows()
+    assert stage(jrn, run, "a child") == child
+    assert jrn.store.staging.rows() == before
+    jrn.store.staging.settle()
+    assert staged(jrn) == 0 and jrn.store.info(parent).links == (child,)
+    assert_whole(jrn)
 
 
 def test_settled_artifacts_of_ended_runs_are_collected(jrn: journal.Journal) -> None:
