@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import threading
 from typing import Any, Final, NamedTuple
 
@@ -193,13 +194,17 @@ def _segments(data: bytes, base: bytes) -> Encoded | None:
 
 def _literal_compressor(size: int, base: bytes) -> Any:
     """For a few literal bytes small tables are made faster, and a higher level costs nothing: 6 % smaller."""
-    options: dict[str, Any] = {"window_log": max(14, (size + _TAIL).bit_length())}
-    if size <= _TAIL:
-        options |= {"hash_log": 13, "chain_log": 13}
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        _LITERAL_LEVEL, write_content_size=False, write_checksum=False, write_dict_id=False, **options
-    )
+    parameters = _literal_parameters(max(14, (size + _TAIL).bit_length()), size <= _TAIL)
     return zstandard.ZstdCompressor(compression_params=parameters, dict_data=_raw_dictionary(base[-_TAIL:]))
+
+
+@functools.cache
+def _literal_parameters(window_log: int, small: bool) -> Any:
+    tables = {"hash_log": 13, "chain_log": 13} if small else {}
+    return zstandard.ZstdCompressionParameters.from_level(
+        _LITERAL_LEVEL, write_content_size=False, write_checksum=False, write_dict_id=False, window_log=window_log,
+        **tables,
+    )  # fmt: skip
 
 
 def _apply(stored: bytes, raw_len: int, base: bytes) -> bytes:

@@ -21,6 +21,7 @@ from typing import Any, Final, final
 
 import lmdb
 
+from casstore import forks
 from casstore.adoption import MapUsers
 from casstore.errors import (
     AlreadyOpen,
@@ -65,14 +66,15 @@ class _ForkGate:
     WAIT_S: Final = 10.0
 
     def __init__(self) -> None:
-        self.condition = threading.Condition(threading.Lock())
+        self.lock = threading.Lock()
+        self.condition = threading.Condition(self.lock)  # slower to enter than its lock
         self.active = 0
         self.forking = False
         self.mine = threading.local()
 
     def __enter__(self) -> None:
         mine = getattr(self.mine, "open", 0)
-        with self.condition:
+        with self.lock:
             # A nested transaction (journal, then store) must not wait for the fork that waits for it.
             while self.forking and not mine:
                 self.condition.wait()
@@ -81,7 +83,7 @@ class _ForkGate:
 
     def __exit__(self, *_: object) -> None:
         self.mine.open -= 1
-        with self.condition:
+        with self.lock:
             self.active -= 1
             if self.forking:
                 self.condition.notify_all()
@@ -165,7 +167,7 @@ class Environment:
         self.path = path
         self.read_only = read_only
         self._env = env
-        self._pid = os.getpid()
+        self._pid = forks.pid
         self._users = 1
         self._closed = False
         self._poison: str | None = None
@@ -229,7 +231,7 @@ class Environment:
 
         Raises: ForkedHandle.
         """
-        if self._pid != os.getpid():
+        if self._pid != forks.pid:
             _leak(txn)
             raise ForkedHandle(str(self.path), self._pid)
 
@@ -301,7 +303,7 @@ class Environment:
 
     def close(self) -> None:
         """Give back one use; the last one closes. Idempotent after that."""
-        if self._closed or self._pid != os.getpid():
+        if self._closed or self._pid != forks.pid:
             return
         with _open_lock:
             self._users -= 1
@@ -323,7 +325,7 @@ class Environment:
     # -- inside ---------------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        if self._pid != os.getpid():
+        if self._pid != forks.pid:
             raise ForkedHandle(str(self.path), self._pid)
         if self._closed:
             raise ClosedHandle(str(self.path))
@@ -408,7 +410,7 @@ def open_environment(
             raise AlreadyOpen(str(path), "its last user is closing it, and a transaction of it goes on")
         shared = _open.get(key)
         if shared is not None:
-            if shared._pid != os.getpid():
+            if shared._pid != forks.pid:
                 raise ForkedHandle(f"{path} (forked while it was read or written: exec, or spawn a child)", shared._pid)
             if shared.read_only and not read_only:
                 raise AlreadyOpen(str(path), "read-only")

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, final
 
+from casstore import forks
 from casstore.errors import DamagedStore, ForkedHandle
 from casstore.home import current_generation, replace_file
 from casstore.lmdb_tables import LmdbTables
@@ -37,7 +38,7 @@ class GenerationTables:
     def __init__(self, home: Path, names: Sequence[bytes], *, create: bool, read_only: bool) -> None:
         self._home, self._names, self._read_only = home, names, read_only
         self._current = str(home / "store" / "CURRENT")
-        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._lock, self._pid = threading.Lock(), forks.pid
         self._active: dict[LmdbTables, int] = {}
         self._seen, self._tables = self._open(create=create)
 
@@ -181,7 +182,7 @@ class GenerationTables:
         return tables is self._tables and self._signature() == self._seen
 
     def _enter(self) -> LmdbTables:
-        if self._pid != os.getpid():  # first of all: a thread of the parent may have held the lock when it forked
+        if self._pid != forks.pid:  # first of all: a thread of the parent may have held the lock when it forked
             raise ForkedHandle(str(self._home), self._pid)
         with self._lock:
             if self._signature() != self._seen:
@@ -194,7 +195,7 @@ class GenerationTables:
             return self._tables
 
     def _leave(self, tables: LmdbTables) -> None:
-        if self._pid != os.getpid():
+        if self._pid != forks.pid:
             return
         with self._lock:
             if tables not in self._active:

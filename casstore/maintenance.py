@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, final
 
+from casstore import forks
 from casstore.errors import Busy, CodedError, InvalidArgument
 from casstore.policies import Due, Policy, exact_seconds
 from casstore.reports import GcReport
@@ -56,7 +56,7 @@ class Maintenance:
         self._stop = threading.Event()
         self._one = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
+        self._pid = forks.pid
         self.last_error: Exception | None = None
         self.last_tick: Tick | None = None
 
@@ -69,7 +69,7 @@ class Maintenance:
     def close(self) -> None:
         """Stop, and wait for the gc that may be under way to stop. Idempotent."""
         self._stop.set()
-        if self._thread is not None and self._pid == os.getpid() and self._thread is not threading.current_thread():
+        if self._thread is not None and self._pid == forks.pid and self._thread is not threading.current_thread():
             self._thread.join()
 
     def tick(self) -> Tick:

@@ -8,6 +8,8 @@ import socket
 from pathlib import Path
 from typing import NamedTuple
 
+from casstore import forks
+
 __all__ = ["ProcessIdentity", "current_process", "is_gone"]
 
 
@@ -66,7 +68,7 @@ def _identity(pid: int) -> str:
 
 def current_process() -> str:
     """The identity of this process (a forked child has its own)."""
-    return _identity(os.getpid())
+    return _identity(forks.pid)
 
 
 def is_gone(owner: str) -> bool:

@@ -57,19 +57,19 @@ def _literal(ops: list[Op], literals: list[bytes], data: bytes) -> None:
 
 
 def _common(new: bytes, at: int, base: bytes, to: int) -> int:
-    """Length of the run that both share from here: galloping, then bisecting, on slice equality."""
+    """Length of the run that both share from here: galloping, then bisecting, at the speed of memcmp."""
     most = min(len(new) - at, len(base) - to)
     have, step = 0, 64
     while have < most:
         size = min(step, most - have)
-        if new[at + have : at + have + size] == base[to + have : to + have + size]:
+        if new.startswith(base[to + have : to + have + size], at + have):
             have += size
             step *= 4
             continue
         low, high = have, have + size  # equal before low, different before high
         while high - low > 1:
             middle = (low + high) // 2
-            if new[at + low : at + middle] == base[to + low : to + middle]:
+            if new.startswith(base[to + low : to + middle], at + low):
                 low = middle
             else:
                 high = middle

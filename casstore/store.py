@@ -17,6 +17,7 @@ from casstore import (
     backups,
     collecting,
     dictionaries,
+    forks,
     history,
     inspection,
     reasons,
@@ -87,7 +88,7 @@ class Store:
         self.read_only = read_only
         self._name = str(self.home) if home else "memory"
         self._closed = False
-        self._pid = os.getpid()
+        self._pid = forks.pid
         recent, self._stage = RecentBytes(), stage or Stage()
         self._reader = Reader(backend, recent, self._stage)
         path = str(home.path) if home else ""
@@ -505,7 +506,7 @@ class Store:
         """Give the handle back. Idempotent."""
         if not self._closed:
             self._closed = True
-            if self._pid == os.getpid():
+            if self._pid == forks.pid:
                 self._on_close()
 
     def __enter__(self) -> Store:
@@ -526,7 +527,7 @@ class Store:
         return max(int(self._clock()), 0)
 
     def _check(self, *, write: bool = False) -> None:
-        if self._pid != os.getpid():
+        if self._pid != forks.pid:
             raise ForkedHandle(self._name, self._pid)
         if self._closed:
             raise ClosedHandle(self._name)

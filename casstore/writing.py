@@ -269,12 +269,9 @@ class Writer:
 
     def _base_walk(self, digest: bytes) -> list[tuple[bytes, int, int]]:
         """See BlobBackend.base_walk. What is staged has the data_id 0."""
-        found = self._backend.base_walk(digest)
-        if found:
-            return found
-        staged = self._stage.walk(digest)
+        staged = self._stage.walk(digest)  # the first look: what it does not show was settled before the second
         if not staged:
-            return self._backend.base_walk(digest)  # it may have been settled between the two looks
+            return self._backend.base_walk(digest)
         below = staged[-1].base
         rest = [] if below is None else self._backend.base_walk(below)
         return [(row.digest, 0, row.chain) for row in staged] + rest

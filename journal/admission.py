@@ -76,12 +76,15 @@ def admit(request: RunAppend, token: bytes | None, look: Look, terms: Terms, *, 
         if place is not None:
             last = request.expected_seq + len(request.events)
             return AlreadyThere(row, request.expected_seq + 1, last, place + len(request.events) - 1, True)
-    epoch, claim = _claim(request, look, row, terms)
+    held = None if row is None else look.claim(row.number)
+    epoch, claim = _claim(request, look, row, held, terms)
     if request.expected_seq != head:
         raise Conflict(request.run_id, request.expected_seq, head)
     if not request.events and (request.claim is None or row is None):
         return AlreadyThere(row, head + 1, head, look.position(), False)
-    return _write(request, token, look, row, terms, epoch, claim, number)
+    write = _write(request, token, look, row, terms, epoch, claim, number)
+    write.held = held
+    return write
 
 
 def _made_before(request: RunAppend, token: bytes, look: Look, row: RunRow) -> int | None:
@@ -124,12 +127,13 @@ def is_free(claim: ClaimRow | None, terms: Terms) -> bool:
     return claim is None or claim.until_ms <= terms.now_ms or terms.is_gone(claim.owner)
 
 
-def _claim(request: RunAppend, look: Look, row: RunRow | None, terms: Terms) -> tuple[int, ClaimRow | None]:
+def _claim(
+    request: RunAppend, look: Look, row: RunRow | None, held: ClaimRow | None, terms: Terms
+) -> tuple[int, ClaimRow | None]:
     """The epoch and the claim after the append. Raises: Claimed, Fenced."""
     asked, epoch = request.claim, look.first_epoch() if row is None else row.epoch
     if request.epoch is not None and request.epoch != epoch:
         raise Fenced(request.run_id, request.epoch, epoch)
-    held = None if row is None else look.claim(row.number)
     if request.epoch is None and not (asked is not None and asked.steal) and held and not is_free(held, terms):
         raise Claimed(request.run_id, held.owner, held.until_ms)
     if asked is not None:
@@ -168,7 +172,6 @@ def _write(
                  events=request.events)  # fmt: skip
     write = RunWrite(before=row, after=after, records=encoded, states=_states(view, row, look),
                      facts={key: fact.seq for key, fact in view.new_facts.items()})  # fmt: skip
-    write.held = None if row is None else look.claim(row.number)
     if after.status is None:
         write.claim = claim
     else:
@@ -176,16 +179,20 @@ def _write(
     return write
 
 
-
-
 def view_of(run_id: UUID, row: RunRow | None, look: Look) -> RunView:
     """The run as the rules see it: from its row, asking the look for states and facts as they are needed."""
     if row is None:
         return RunView(run_id=run_id)
 
+    known: dict[str, StateEntries] = {}
+
     def stored_state(state_id: str) -> StateEntries:
-        found = look.state(row.number, state_id)
-        return StateEntries(0, 0) if found is None else StateEntries(found.attempts, found.completed_seq)
+        entries = known.get(state_id)
+        if entries is None:
+            found = look.state(row.number, state_id)
+            entries = StateEntries(0, 0) if found is None else StateEntries(found.attempts, found.completed_seq)
+            known[state_id] = entries
+        return entries
 
     def stored_fact(key: str) -> ArtifactId | None:
         seq = look.fact(row.number, key)

@@ -6,12 +6,12 @@ of the journal commits for all of them; it is started with the first such append
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, final
 
+from casstore import forks
 from casstore.errors import ForkedHandle
 from journal.backend import Unit
 from journal.errors import OutcomeUnknown
@@ -62,7 +62,7 @@ class Committer:
         self._wake = threading.Condition(threading.Lock())
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._pid = os.getpid()
+        self._pid = forks.pid
 
     def submit(self, pending: Pending) -> None:
         """Queue it."""
@@ -74,7 +74,7 @@ class Committer:
 
         Raises: ForkedHandle in a child, where that thread does not exist.
         """
-        if self._pid != os.getpid():
+        if self._pid != forks.pid:
             raise ForkedHandle("the journal of this append", self._pid)
         if self._leader.acquire(blocking=False):
             try:
@@ -102,7 +102,7 @@ class Committer:
 
     def close(self) -> None:
         """Commit what is queued, then stop."""
-        if self._pid != os.getpid():
+        if self._pid != forks.pid:
             return
         with self._wake:
             self._closed = True

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeVar, final, overload
 from uuid import UUID
 
 import casstore
-from casstore import PreparedPut, Retention, Root, Store
+from casstore import PreparedPut, Retention, Root, Store, forks
 from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, ReadOnly, StoreError
 from casstore.home import open_home
 from casstore.lmdb_tables import LmdbTables
@@ -68,7 +68,7 @@ class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
         self._claim_ttl_ms = claim_ttl_ms
         self._bell = Bell()
         self._appender = Appender(backend, store, self._terms, self._bell.ring)
-        self._pid = os.getpid()
+        self._pid = forks.pid
         self._closed = False
 
     # -- append
@@ -301,7 +301,7 @@ class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
         """Commit what nobody waited for, stop renewing, give the handle back. Idempotent."""
         if self._closed:
             return
-        if self._pid == os.getpid():
+        if self._pid == forks.pid:
             self.renewer.close()
             self._appender.close()
             if not self.read_only:
@@ -329,7 +329,7 @@ class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
     # -- inside
 
     def _check(self, *, write: bool = False) -> None:
-        if self._pid != os.getpid():
+        if self._pid != forks.pid:
             raise ForkedHandle(self._name, self._pid)
         if self._closed:
             raise JournalClosed(self._name)

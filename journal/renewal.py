@@ -6,10 +6,11 @@ more is not renewed, and its claim expires.
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from typing import Final, Protocol
+
+from casstore import forks
 
 PER_TTL: Final = 3  # renewals per lifetime of a claim: two may fail
 
@@ -28,13 +29,13 @@ class Renewer:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
+        self._pid = forks.pid
         self._closed = False
         self._runs: weakref.WeakSet[Renewable] = weakref.WeakSet()
 
     def add(self, run: Renewable) -> None:
         """Renew it from now on. After close, or in a forked child, nothing happens."""
-        if self._pid != os.getpid():  # the thread is the parent's, and so is the journal's handle
+        if self._pid != forks.pid:  # the thread is the parent's, and so is the journal's handle
             return
         with self._lock:
             if self._closed:
@@ -47,7 +48,7 @@ class Renewer:
 
     def discard(self, run: Renewable) -> None:
         """Renew it no more. A round that is under way may still do it once."""
-        if self._pid == os.getpid():
+        if self._pid == forks.pid:
             with self._lock:
                 self._runs.discard(run)
 
@@ -60,7 +61,7 @@ class Renewer:
 
     def close(self) -> None:
         """Stop; waits for a round under way. Idempotent."""
-        if self._pid != os.getpid():
+        if self._pid != forks.pid:
             return
         with self._lock:
             self._closed = True

@@ -16,9 +16,9 @@ import journal
 PROJECT = Path(__file__).parent.parent
 # What the journal and other backends may use besides the names of `casstore` itself.
 PUBLIC = {
-    "casstore", "casstore.backups", "casstore.environment", "casstore.errors", "casstore.home", "casstore.ids",
-    "casstore.lmdb_tables", "casstore.processes", "casstore.roots", "casstore.stage", "casstore.steps",
-    "casstore.tables",
+    "casstore", "casstore.backups", "casstore.environment", "casstore.errors", "casstore.forks", "casstore.home",
+    "casstore.ids", "casstore.lmdb_tables", "casstore.processes", "casstore.roots", "casstore.stage",
+    "casstore.steps", "casstore.tables",
     "casstore.testing", "casstore.values",
 }  # fmt: skip
 PURE = {
