@@ -77,7 +77,7 @@ class PendingAppend:
 
     def done(self) -> bool:
         """Whether it is durable, or refused."""
-        return self._pending.done.is_set()
+        return self._pending.done
 
     def when_done(self, callback: Callable[[], None]) -> None:
         """Call it once when it is done, in some thread, or at once. It may neither block nor raise."""
