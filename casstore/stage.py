@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, final
 
-from casstore.backend import NewArtifact
+from casstore.backend import NewArtifact, Until
 from casstore.errors import DamagedStore
 from casstore.tables import ReadTransaction, Tables, WriteTransaction
 
@@ -142,8 +142,9 @@ class Stage:
         row = self.find(digest)
         return None if row is None else row.needs
 
-    def walk(self, digest: bytes) -> list[Staged]:
-        """The row of an artifact, that of its base, and so on as long as they are staged; empty where it is not."""
+    def walk(self, digest: bytes, until: Until) -> list[Staged]:
+        """The row of an artifact, that of its base, and so on as long as they are staged and `until` does not say that
+        it is enough (see BlobBackend.base_walk); empty where it is not."""
         tables, found = self._tables(), list[Staged]()
         if tables is None:
             return found
@@ -154,7 +155,7 @@ class Stage:
                 if found and (row.position, row.place) >= (found[-1].position, found[-1].place):
                     break  # damage: a base was staged before
                 found.append(row)
-                at = row.base
+                at = row.base if row.chain > until(found[0].chain) else None
         return found
 
     def rows(self, after: int = -1) -> list[Staged]:

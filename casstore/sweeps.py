@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Final
 
 from casstore import copies
-from casstore.backend import Ages, Candidate, Decision, Edges, EpochLost, GcOpened, Judge, SweepResult, Verdict
+from casstore.backend import Ages, Candidate, Decision, Edges, EpochLost, GcOpened, Judge, SweepResult, Until, Verdict
 from casstore.puts import begin, drop_lease, finish, load_state
 from casstore.rows import (
     DA,
@@ -149,16 +149,21 @@ def gone(t: ReadTransaction, digest: bytes) -> GoneRow | None:
     return GoneRow.unpack(data) if data is not None else None
 
 
-def walk(t: ReadTransaction, data_id: int) -> list[tuple[int, DaRow]]:
-    """The stored bytes under a data_id and its bases in turn. Ends where a row is missing, for the reader to
-    find: bases have smaller numbers, so a damaged edge cannot make it turn for ever."""
-    found, at = [], data_id
+def walk(t: ReadTransaction, data_id: int, until: Until | None = None) -> list[tuple[int, DaRow]]:
+    """The stored bytes under a data_id and its bases in turn, as far as `until` says (see BlobBackend.base_walk). Ends
+    where a row is missing, for the reader to find: bases have smaller numbers, so a damaged edge cannot make it turn
+    for ever."""
+    found, at, last = list[tuple[int, DaRow]](), data_id, -1
     while at:
         data = t.get(DA, u64(at))
         if data is None:
             break
         row = DaRow.unpack(data)
+        if until is not None and not found:
+            last = until(row.chain)
         found.append((at, row))
+        if row.chain <= last:
+            break
         at = row.base if row.base < at else 0
     return found
 

@@ -24,6 +24,7 @@ from casstore.backend import (
     Row,
     Stored,
     SweepResult,
+    Until,
 )
 from casstore.errors import Corrupt
 from casstore.ids import ArtifactId
@@ -116,12 +117,12 @@ class TableBackend:
         row = DaRow.unpack(found)
         return row.codec, row.stored_len
 
-    def base_walk(self, digest: bytes) -> list[tuple[bytes, int, int]]:
+    def base_walk(self, digest: bytes, until: Until | None = None) -> list[tuple[bytes, int, int]]:
         with self._tables.read() as t:
             row = puts.find(t, digest)
             if row is None:
                 return []
-            return [(found.digest, data_id, found.chain) for data_id, found in sweeps.walk(t, row.data_id)]
+            return [(found.digest, data_id, found.chain) for data_id, found in sweeps.walk(t, row.data_id, until)]
 
     def edges(self, digests: Sequence[bytes]) -> list[Edges | None]:
         with self._tables.read() as t:

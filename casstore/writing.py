@@ -268,12 +268,14 @@ class Writer:
         return None
 
     def _base_walk(self, digest: bytes) -> list[tuple[bytes, int, int]]:
-        """See BlobBackend.base_walk. What is staged has the data_id 0."""
-        staged = self._stage.walk(digest)  # the first look: what it does not show was settled before the second
-        if not staged:
-            return self._backend.base_walk(digest)
-        below = staged[-1].base
-        rest = [] if below is None else self._backend.base_walk(below)
+        """See BlobBackend.base_walk; as far as `_base` needs it. What is staged has the data_id 0."""
+        staged = self._stage.walk(digest, _last_of_walk)
+        if not staged:  # first this look: what it does not show was settled before the second one
+            return self._backend.base_walk(digest, _last_of_walk)
+        last, below = _last_of_walk(staged[0].chain), staged[-1].base
+        rest = list[tuple[bytes, int, int]]()
+        if below is not None and staged[-1].chain > last:
+            rest = self._backend.base_walk(below, lambda _: last)
         return [(row.digest, 0, row.chain) for row in staged] + rest
 
     def _write(self, prepared: list[NewArtifact], items: Sequence[PutItem], lease: str | None) -> None:
@@ -471,6 +473,11 @@ def skip(chain: int) -> int:
     while chain % (step << 2) == 0:
         step <<= 2
     return chain - step
+
+
+def _last_of_walk(chain: int) -> int:
+    """Where a walk for the base of the next version may end."""
+    return skip(chain + 1)
 
 
 def _whole(item: PutItem, digest: bytes, links: tuple[bytes, ...]) -> NewArtifact:

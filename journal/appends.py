@@ -157,9 +157,13 @@ class Appender:
         def again(unit: Any, look: Look) -> None:
             self._admit(unit, look, terms, look.next_number())
 
+        touched: dict[ArtifactId, int | None] = {}
+
         def check(unit: Any, look: Look) -> None:
+            if not touched:  # one look for all: nothing is collected while the lock is held
+                touched.update(self._touched(waiting))
             if unit.writes:
-                self._check_named(unit, look, synced)
+                self._check_named(unit, look, synced, touched)
 
         def settled() -> list[ArtifactId]:
             done = self._staging.settled(rows, synced) if rows else ()
@@ -254,16 +258,23 @@ class Appender:
                     raise Conflict(request.run_id, request.expected_seq, answer.row.head)
         append.answers, append.writes = answers, writes
 
-    def _check_named(self, append: Append, look: Look, synced: int) -> None:
-        """3: under the lock, from a look at the store that begins now: what is named is visible, or staged, or comes
-        with this append; and so is what that needs. What this sees decides (H27). Raises: MissingArtifact."""
-        ids = [name for _, name in append.named]
-        for put in append.staged:
-            ids += (put.id, *put.needs)
-        if not ids:
-            return
-        touched = dict(zip(ids, self._store.touched(ids), strict=True))
+    def _touched(self, appends: Sequence[Append]) -> dict[ArtifactId, int | None]:
+        """3: under the lock, from a look at the store that begins now: all that the appends name or bring along, and
+        what that needs, with the commits that touched it last. What this sees decides (H27)."""
+        ids = {name for append in appends for _, name in append.named}
+        for append in appends:
+            for put in append.staged:
+                ids |= {put.id, *put.needs}
+        wanted = list(ids)
+        found = dict(zip(wanted, self._store.touched(wanted), strict=True)) if wanted else {}
         reach("append.checked")
+        return found
+
+    def _check_named(
+        self, append: Append, look: Look, synced: int, touched: Mapping[ArtifactId, int | None]
+    ) -> None:
+        """What is named is visible, or staged, or comes with this append; and so is what that needs.
+        Raises: MissingArtifact."""
         staged: dict[ArtifactId, PreparedPut] = {}
         flush = False
 

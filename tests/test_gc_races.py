@@ -616,13 +616,14 @@ def committed_after_runs_were_read(w: World) -> None:
 
 
 def checked_before_the_lock(patch: pytest.MonkeyPatch) -> None:
-    check, place = Appender._check_named, Appender._place
+    check, place = Appender._check_named, Appender._place  # and the look that it goes by
 
     def early(self: Any, appends: Any) -> Any:
         rows = place(self, appends)
+        touched = self._touched(appends)
         with self._backend.look() as look:
             for append in appends:
-                check(self, append, look, 1 << 62)
+                check(self, append, look, 1 << 62, touched)
         return rows
 
     patch.setattr(Appender, "_place", early)
