@@ -209,6 +209,7 @@ class Decision(NamedTuple):
 
 Judge = Callable[[SweepView], Sequence[Decision]]
 Until = Callable[[int], int]
+Walk = list[tuple[bytes, int, int]]  # (digest, data_id, chain)
 
 
 class SweepResult(NamedTuple):
@@ -262,9 +263,12 @@ class BlobBackend(Protocol):
     def encoding(self, data_id: int) -> tuple[int, int]:
         """(codec, stored bytes) of what is kept under a data_id; (0, 0) when it is gone."""
 
-    def base_walk(self, digest: bytes, until: Until | None = None) -> list[tuple[bytes, int, int]]:
+    def base_walk(self, digest: bytes, until: Until | None = None) -> Walk:
         """(digest, data_id, chain) of the artifact and of its bases in turn, to the first with a chain that is not
         above what `until` gives for the artifact's own; empty when not visible."""
+
+    def row_and_walk(self, digest: bytes, base: bytes, until: Until) -> tuple[Row | None, Walk]:
+        """The row of one artifact and the base walk of another, in one look."""
 
     def edges(self, digests: Sequence[bytes]) -> list[Edges | None]: ...
     def page(self, after: bytes, limit: int) -> list[Row]:

@@ -25,6 +25,7 @@ from casstore.backend import (
     Stored,
     SweepResult,
     Until,
+    Walk,
 )
 from casstore.errors import Corrupt
 from casstore.ids import ArtifactId
@@ -117,12 +118,13 @@ class TableBackend:
         row = DaRow.unpack(found)
         return row.codec, row.stored_len
 
-    def base_walk(self, digest: bytes, until: Until | None = None) -> list[tuple[bytes, int, int]]:
+    def base_walk(self, digest: bytes, until: Until | None = None) -> Walk:
         with self._tables.read() as t:
-            row = puts.find(t, digest)
-            if row is None:
-                return []
-            return [(found.digest, data_id, found.chain) for data_id, found in sweeps.walk(t, row.data_id, until)]
+            return _base_walk(t, digest, until)
+
+    def row_and_walk(self, digest: bytes, base: bytes, until: Until) -> tuple[Row | None, Walk]:
+        with self._tables.read() as t:
+            return _row(t, digest, t.get(IX, digest)), _base_walk(t, base, until)
 
     def edges(self, digests: Sequence[bytes]) -> list[Edges | None]:
         with self._tables.read() as t:
@@ -365,6 +367,13 @@ def _row(t: ReadTransaction, digest: bytes, value: bytes | None) -> Row | None:
             named.append(key[32:].decode())
         kinds += tuple(named)
     return Row(digest, row.data_id, row.touched, row.touched_s, kinds, row.raw_len)
+
+
+def _base_walk(t: ReadTransaction, digest: bytes, until: Until | None) -> Walk:
+    row = puts.find(t, digest)
+    if row is None:
+        return []
+    return [(found.digest, data_id, found.chain) for data_id, found in sweeps.walk(t, row.data_id, until)]
 
 
 def _kept(t: ReadTransaction, data_id: int, digest: bytes) -> Kept:

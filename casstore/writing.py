@@ -11,7 +11,7 @@ from typing import BinaryIO, Final, final
 from blake3 import blake3
 
 from casstore import codec, dictionaries, frames
-from casstore.backend import BlobBackend, EncodeAgain, NewArtifact, Outcome, PutResult, Row, UploadLost
+from casstore.backend import BlobBackend, EncodeAgain, NewArtifact, Outcome, PutResult, Row, UploadLost, Walk
 from casstore.errors import (
     Corrupt,
     DamagedStore,
@@ -160,7 +160,10 @@ class Writer:
 
     def _prepare(self, item: PutItem, digest: bytes, known: tuple[bytes, ...] | None = None) -> NewArtifact:
         """Encode, unless a copy is there and sound: whether it still is then is decided in the transaction."""
-        return self._encode(item, digest, self._backend.rows([digest])[0], known)
+        if item.base is None:
+            return self._encode(item, digest, self._backend.rows([digest])[0], known)
+        row, walk = self._row_and_walk(digest, item.base.digest)
+        return self._encode(item, digest, row, known, walk)
 
     def _prepare_all(self, batch: Sequence[PutItem], digests: Sequence[bytes]) -> list[NewArtifact]:
         """As `_prepare` for each, after one look; large ones are encoded by several threads, which zstd allows."""
@@ -171,14 +174,16 @@ class Writer:
             return list(threads.map(self._encode, batch, digests, rows))
 
     def _encode(
-        self, item: PutItem, digest: bytes, row: Row | None, known: tuple[bytes, ...] | None = None
+        self, item: PutItem, digest: bytes, row: Row | None, known: tuple[bytes, ...] | None = None,
+        walk: Walk | None = None,
     ) -> NewArtifact:
         links = links_of(item.data) if known is None else known
         if row is not None and (row.raw_len > HIT_VERIFY_BYTES or self._reader.is_sound(digest)):
             return NewArtifact(digest, item.kind, len(item.data), links, 0, None, 0)
         if row is not None:
             return _whole(item, digest, links)._replace(heal=True)
-        return self._delta(item, digest, links) or self._small(item, digest, links) or _whole(item, digest, links)
+        delta = self._delta(item, digest, links, walk=walk)
+        return delta or self._small(item, digest, links) or _whole(item, digest, links)
 
     def _small(self, item: PutItem, digest: bytes, links: tuple[bytes, ...]) -> NewArtifact | None:
         """With its kind's dictionary as base, where there is one and it helps."""
@@ -219,14 +224,16 @@ class Writer:
         self._until_look = 0
 
     def _delta(
-        self, item: PutItem, digest: bytes, links: tuple[bytes, ...], hint: bytes | None = None
+        self, item: PutItem, digest: bytes, links: tuple[bytes, ...], hint: bytes | None = None,
+        walk: Walk | None = None,
     ) -> NewArtifact | None:
-        """Against the base that the item names, else one that was found (`hint`), or is looked for."""
+        """Against the base that the item names (`walk`: its base walk, if known), else one that was found (`hint`), or
+        is looked for."""
         if len(item.data) > DELTA_RAW_MAX:
             return None
         if hint is None:
             hint = self._hints.find(digest, item.kind, item.data) if item.base is None else item.base.digest
-        found = None if hint is None else self._base(hint)
+        found = None if hint is None else self._base(self._row_and_walk(digest, hint)[1] if walk is None else walk)
         if found is None:
             return None
         base_digest, base, chain = found
@@ -247,10 +254,9 @@ class Writer:
         self._flush(durable)
         return ArtifactId(digest)
 
-    def _base(self, hint: bytes) -> tuple[bytes, bytes, int] | None:
+    def _base(self, walk: Walk) -> tuple[bytes, bytes, int] | None:
         """(digest, bytes, chain of the new artifact) of the base to use: the one on the hint's base walk whose
         number is n with its lowest digit, in base 4, made smaller by one."""
-        walk = self._base_walk(hint)
         if not walk:
             return None
         chain = walk[0][2] + 1
@@ -267,16 +273,18 @@ class Writer:
                 return digest, data, chain
         return None
 
-    def _base_walk(self, digest: bytes) -> list[tuple[bytes, int, int]]:
-        """See BlobBackend.base_walk; as far as `_base` needs it. What is staged has the data_id 0."""
-        staged = self._stage.walk(digest, _last_of_walk)
-        if not staged:  # first this look: what it does not show was settled before the second one
-            return self._backend.base_walk(digest, _last_of_walk)
+    def _row_and_walk(self, digest: bytes, base: bytes) -> tuple[Row | None, Walk]:
+        """See BlobBackend.row_and_walk; as far as `_base` needs it. What is staged has the data_id 0."""
+        staged = self._stage.walk(base, _last_of_walk)
+        # First that look: what it does not show was settled before the second one.
+        if not staged:
+            return self._backend.row_and_walk(digest, base, _last_of_walk)
         last, below = _last_of_walk(staged[0].chain), staged[-1].base
-        rest = list[tuple[bytes, int, int]]()
-        if below is not None and staged[-1].chain > last:
-            rest = self._backend.base_walk(below, lambda _: last)
-        return [(row.digest, 0, row.chain) for row in staged] + rest
+        walk = [(row.digest, 0, row.chain) for row in staged]
+        if below is None or staged[-1].chain <= last:
+            return self._backend.rows([digest])[0], walk
+        row, rest = self._backend.row_and_walk(digest, below, lambda _: last)
+        return row, walk + rest
 
     def _write(self, prepared: list[NewArtifact], items: Sequence[PutItem], lease: str | None) -> None:
         of = {put.digest: item for put, item in zip(prepared, items, strict=True)}

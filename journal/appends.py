@@ -194,14 +194,23 @@ class Appender:
         rows = self._settle() if staged and (large or staged + more > due(more)) else []
         if staged - len(rows) + more > ROWS_MAX:  # settling did not help
             small, large = [], small + large
-        for append in small:
-            try:
-                self._staging.check_room(append.puts)
-                append.staged = list(append.puts)
-            except StoreError as error:
-                append.error = error
+        self._stage_all(small)
         self._put_all(large)
         return rows
+
+    def _stage_all(self, appends: Sequence[Append]) -> None:
+        """What the appends bring along is to be staged; where there is no room for all, it is seen for whom."""
+        try:
+            self._staging.check_room([put for append in appends for put in append.puts])
+        except StoreError as error:
+            if len(appends) == 1:
+                appends[0].error = error
+                return
+            for append in appends:
+                self._stage_all([append])
+            return
+        for append in appends:
+            append.staged = list(append.puts)
 
     def _settle(self) -> list[Staged]:
         """Put all that is staged into the store. Where that fails it stays, and the appends go on."""

@@ -49,7 +49,10 @@ def put_chain_undurable(w: World) -> ArtifactId:
 
 def late_touches_not_flushed(patch: pytest.MonkeyPatch) -> None:
     check = Appender._check_named
-    patch.setattr(Appender, "_check_named", lambda self, append, look, _: check(self, append, look, 1 << 62))
+    patch.setattr(
+        Appender, "_check_named",
+        lambda self, append, look, _, touched: check(self, append, look, 1 << 62, touched),
+    )  # fmt: skip
 
 
 @race("H22", "I1", late_touches_not_flushed)
