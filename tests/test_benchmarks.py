@@ -20,11 +20,13 @@ from benchmarks import (
     gc_scale,
     measure,
     objects,
+    puts,
     recover,
     runs,
     scan,
     steps,
 )
+from benchmarks.__main__ import GC, WORKLOADS
 from benchmarks.data import Context
 from benchmarks.event_peers import EventPeer, FloorEvents, OursEvents, RawLmdbEvents, SqliteEvents
 from benchmarks.measure import Results, Row, better, figure, figures
@@ -56,6 +58,16 @@ def test_runs_of_several_threads_are_recovered_each_by_itself(peer: type[Peer], 
 def test_objects_are_read_as_they_were_put(peer: type[ObjectPeer], tmp_path: Path) -> None:
     found = objects.measure_objects(peer, tmp_path, 0, count=50, size=600)
     assert found["disk_bytes"] > 0  # type: ignore[operator]
+
+
+def test_the_floor_of_a_put_writes_the_rows_of_the_put(tmp_path: Path) -> None:
+    found = puts.measure_puts(puts.Put, tmp_path, 0, size=5 << 10, count=4)
+    assert len(found["put_s"]) == len(found["floor_s"]) == 4  # type: ignore[arg-type]
+
+
+def test_a_growing_context_is_put_as_deltas(tmp_path: Path) -> None:
+    found = puts.measure_values(puts.Put, tmp_path, 0, size=8 << 10, versions=5)
+    assert len(found["put_value_s"]) == len(found["put_value_cpu_s"]) == 5  # type: ignore[arg-type]
 
 
 def test_versions_are_read_in_every_order(tmp_path: Path) -> None:
@@ -252,8 +264,7 @@ def test_the_newest_results_of_a_case_count(tmp_path: Path) -> None:
 def test_every_target_names_a_workload_and_a_bound() -> None:
     targets = check.tomllib.loads(check.TARGETS.read_text())["target"]
     for target in targets:
-        assert target["workload"] in ("steps", "runs", "objects", "append", "scan", "recover", "flushes", "gc_scale",
-                                      "gc_beside")  # fmt: skip
+        assert target["workload"] in ("flushes", *WORKLOADS, *GC)
         assert {"at_least", "at_most"} & set(target)
 
 
