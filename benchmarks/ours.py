@@ -36,6 +36,17 @@ class Ours(Peer):
         found: Context = self._journal.store.get_value(checkpoint)
         return found
 
+    def read(self, run: int, number: int) -> Context:
+        seq = 2 * number + 4  # after RunStarted, run_policy and the first StateEntered; then two events a step
+        (completed,) = self._journal.read(run_uuid(run), seq, seq)
+        assert isinstance(completed.event, journal.StateCompleted)
+        found: Context = self._journal.store.get_value(completed.event.context_snapshot_id)
+        return found
+
+    def resume(self, run: int) -> Context:
+        self._journal.resume(run_uuid(run), dry_run=True)
+        return self.recover(run)
+
     def close(self) -> None:
         self._journal.close()
 

@@ -56,6 +56,14 @@ class Peer(ABC):
     def recover(self, run: int) -> Context:
         """The newest context of a run, asked of a fresh object."""
 
+    def read(self, run: int, number: int) -> Context:
+        """The context of an earlier step, asked by any thread while the run goes on."""
+        raise NotImplementedError
+
+    def resume(self, run: int) -> Context:
+        """All that is needed to go on with a run, asked by any thread; nothing is written."""
+        return self.recover(run)
+
     @abstractmethod
     def close(self) -> None:
         """Give everything back."""
@@ -97,8 +105,14 @@ class SqliteWal(Peer):
         db.execute("commit")
 
     def recover(self, run: int) -> Context:
+        return self._context("select snap from ev where run=? order by seq desc limit 1", run)
+
+    def read(self, run: int, number: int) -> Context:
+        return self._context("select snap from ev where run=? and seq=?", run, 2 * number)
+
+    def _context(self, ask: str, *key: int) -> Context:
         db = self._db()
-        (name,) = db.execute("select snap from ev where run=? order by seq desc limit 1", (run,)).fetchone()
+        (name,) = db.execute(ask, key).fetchone()
         found: Context = json.loads(db.execute("select body from snap where id=?", (name,)).fetchone()[0])
         return found
 
@@ -133,7 +147,11 @@ class FilesJsonl(Peer):
         append_line(self._logs[run], {"seq": number, "snap": name})
 
     def recover(self, run: int) -> Context:
-        found: Context = json.loads((self.home / last_line(self.home / f"{run}.jsonl")["snap"]).read_bytes())
+        return self.read(run, -1)
+
+    def read(self, run: int, number: int) -> Context:
+        name = log_line(self.home / f"{run}.jsonl", number)["snap"]
+        found: Context = json.loads((self.home / name).read_bytes())
         return found
 
     def close(self) -> None:
@@ -157,6 +175,7 @@ class LangGraphSqlite(Peer):
         self._saver = SqliteSaver(self._db)
         self._saver.setup()
         self._configs: dict[int, Any] = {}
+        self._steps: dict[tuple[int, int], Any] = {}
 
     def begin(self, run: int, context: Context) -> None:
         self._configs[run] = self._config(run)
@@ -171,10 +190,16 @@ class LangGraphSqlite(Peer):
         checkpoint["channel_values"] = context
         checkpoint["channel_versions"] = dict.fromkeys(context, number + 1)
         metadata: Any = {"source": "loop", "step": number, "parents": {}}
-        self._configs[run] = self._saver.put(self._configs[run], checkpoint, metadata, {})
+        self._configs[run] = self._steps[run, number] = self._saver.put(self._configs[run], checkpoint, metadata, {})
 
     def recover(self, run: int) -> Context:
-        found = self._saver.get_tuple(self._config(run))
+        return self._context(self._config(run))
+
+    def read(self, run: int, number: int) -> Context:
+        return self._context(self._steps[run, number])
+
+    def _context(self, config: Any) -> Context:
+        found = self._saver.get_tuple(config)
         assert found is not None
         return found.checkpoint["channel_values"]
 
@@ -206,9 +231,15 @@ class EventSourcing(Peer):
         self._app.save(self._runs[run])
 
     def recover(self, run: int) -> Context:
+        return self._context(run, None)
+
+    def read(self, run: int, number: int) -> Context:
+        return self._context(run, number + 2)  # the first version is that of the aggregate that began
+
+    def _context(self, run: int, version: int | None) -> Context:
         from benchmarks.eventsourced import Growing
 
-        found: Context = self._app.repository.get(Growing.create_id(run)).context
+        found: Context = self._app.repository.get(Growing.create_id(run), version=version).context
         return found
 
     def close(self) -> None:
@@ -243,7 +274,10 @@ class DiskObjectStore(Peer):
         append_line(log, {"seq": number, "snap": container.add_object(json.dumps(context).encode())})
 
     def recover(self, run: int) -> Context:
-        name = last_line(self.home / f"{run}.jsonl")["snap"]
+        return self.read(run, -1)
+
+    def read(self, run: int, number: int) -> Context:
+        name = log_line(self.home / f"{run}.jsonl", number)["snap"]
         container = self._container()
         try:
             found: Context = json.loads(container.get_object_content(name))
@@ -319,7 +353,10 @@ class DiskCache(Peer):
         self._cache["last", run] = number
 
     def recover(self, run: int) -> Context:
-        found: Context = self._cache[run, self._cache["last", run]]
+        return self.read(run, self._cache["last", run])
+
+    def read(self, run: int, number: int) -> Context:
+        found: Context = self._cache[run, number]
         return found
 
     def close(self) -> None:
@@ -352,8 +389,14 @@ class RawLmdb(Peer):
                 cursor.prev()
             else:
                 cursor.last()
-            name = cbor2.loads(cursor.value())[1]
-            stored = txn.get(name, db=self._snapshots) or b""
+            return self._context(txn, cursor.value())
+
+    def read(self, run: int, number: int) -> Context:
+        with self._env.begin() as txn:
+            return self._context(txn, txn.get(event_key(run, number), db=self._events) or b"")
+
+    def _context(self, txn: Any, event: bytes) -> Context:
+        stored = txn.get(cbor2.loads(event)[1], db=self._snapshots) or b""
         found: Context = cbor2.loads(zstandard.ZstdDecompressor().decompress(stored))
         return found
 
@@ -383,7 +426,8 @@ def append_line(log: Any, entry: dict[str, Any]) -> None:
     os.fsync(log.fileno())
 
 
-def last_line(path: Path) -> dict[str, Any]:
-    """The last line of a log."""
-    found: dict[str, Any] = json.loads(path.read_bytes().splitlines()[-1])
+def log_line(path: Path, number: int) -> dict[str, Any]:
+    """A line of a log that may be written to meanwhile, -1 the last one that is whole."""
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    found: dict[str, Any] = json.loads(whole.splitlines()[number])
     return found

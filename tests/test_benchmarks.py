@@ -19,6 +19,7 @@ from benchmarks import (
     gc_beside,
     gc_scale,
     measure,
+    mixed,
     objects,
     puts,
     recover,
@@ -33,7 +34,7 @@ from benchmarks.measure import Results, Row, better, figure, figures
 from benchmarks.object_peers import Floor, ObjectPeer, OursObjects, SqliteObjects
 from benchmarks.options import Options, parse_size
 from benchmarks.ours import Ours
-from benchmarks.peers import Peer, RawLmdb, SqliteWal, run_uuid
+from benchmarks.peers import Peer, RawLmdb, SqliteWal, missing, run_uuid
 from benchmarks.report import tables
 from benchmarks.rounds import choose, run_case
 
@@ -52,6 +53,14 @@ def test_steps_keeps_every_context_and_recovers_the_last(peer: type[Peer], tmp_p
 def test_runs_of_several_threads_are_recovered_each_by_itself(peer: type[Peer], tmp_path: Path) -> None:
     found = runs.measure_runs(peer, tmp_path, 0, runs=3, size=4 << 10, steps=4)
     assert len(found["step_s"]) == 12  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("peer", mixed.READABLE)
+def test_earlier_contexts_are_read_while_runs_step(peer: type[Peer], tmp_path: Path) -> None:
+    if missing(peer.requires):
+        pytest.skip(f"{peer.name} is not installed")
+    found = mixed.measure_mixed(peer, tmp_path, 0, runs=2, size=4 << 10, steps=4)
+    assert len(found["step_s"]) == 8  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("peer", [OursObjects, SqliteObjects, Floor])
