@@ -1,4 +1,4 @@
-"""The command line: python -m benchmarks WORKLOAD|all|gc|flushes|check."""
+"""The command line: python -m benchmarks WORKLOAD|all|gc|flushes|check|plot."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ MEMORY_FILESYSTEMS: Final = ("tmpfs", "ramfs")
 def main() -> int:
     """Run, print the tables, keep the samples."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", choices=[*WORKLOADS, "all", "gc", *GC, "flushes", "check"])
+    parser.add_argument("what", choices=[*WORKLOADS, "all", "gc", *GC, "flushes", "check", "plot"])
     parser.add_argument("--quick", action="store_true", help="fewer rounds, steps and sizes: minutes, not an hour")
     parser.add_argument("--large", action="store_true", help="the largest sizes too (recover, gc)")
-    parser.add_argument("--json", type=Path, help="where the samples go (check: where they come from)")
+    parser.add_argument("--json", type=Path, help="where the samples go (check, plot: where they come from)")
+    parser.add_argument("--out", type=Path, default=Path("docs/plots"), help="plot: where the figures go")
     parser.add_argument("--rounds", type=int, default=0, help="how often everything is done")
     parser.add_argument("--only", default="", help="these peers, by name, with commas")
     parser.add_argument("--cases", default="", help="these cases, by the beginning of their names, with commas")
@@ -35,6 +36,10 @@ def main() -> int:
         from benchmarks.check import check
 
         return check(given.json)
+    if given.what == "plot":
+        from benchmarks.plots import plot
+
+        return plot(given.json, given.out)
     options = Options(quick=given.quick, large=given.large, rounds=given.rounds, only=_names(given.only),
                       cases=_names(given.cases), where=given.dir, size=given.size)  # fmt: skip
     results = Results(machine(given.dir))

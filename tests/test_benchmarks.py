@@ -21,6 +21,7 @@ from benchmarks import (
     measure,
     mixed,
     objects,
+    plots,
     puts,
     recover,
     runs,
@@ -247,6 +248,28 @@ def test_results_are_saved_and_shown_as_tables(tmp_path: Path) -> None:
     _results().save(path)
     assert Results.load(path) == _results()
     assert "| other | 11, p99 20 (2–20) · ×2 | 0.5 (0.5–0.5) · ×0.5 |" in tables(_results())
+
+
+def test_the_results_are_drawn_the_same_each_time(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    results = _results()
+    for size in (1000, 10_000):
+        results.add("gc_scale", f"{size:,} artifacts", "ours", 0, gc_s=size / 1e5, anonymous_bytes=float(size))
+    results.save(tmp_path / "r.json")
+    for out in ("a", "b"):
+        assert plots.plot(tmp_path / "r.json", tmp_path / out) == 0
+    drawn = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert drawn == ["disk.svg", "gc.svg", "steps.svg"]
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in drawn)
+    assert ">other<" in (tmp_path / "a" / "steps.svg").read_text()
+
+
+def test_without_matplotlib_one_line_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(plots, "missing", lambda _: "matplotlib")
+    assert plots.plot(None, tmp_path) == 1
+    assert "matplotlib is not installed" in capsys.readouterr().err
 
 
 def test_targets_hold_fail_or_are_not_measured() -> None:
