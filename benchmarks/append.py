@@ -42,19 +42,31 @@ def run(results: Results, options: Options) -> None:
 
 
 def measure_threads(peer: type[EventPeer], home: Path, _: int, *, threads: int, each: int) -> Samples:
-    """Each thread appends to a run of its own, an event at a time, each durable before the next."""
+    """Each thread appends to a run of its own, an event at a time, each durable before the next. Where the peer counts
+    its commits, the same once more, not timed: how many there were between the call of an append and its return."""
     subject = peer(home)
 
     def work(own: int) -> None:
         for number in range(each):
             subject.append(own, number)
 
+    waited: list[int] = []
+
+    def count(own: int) -> None:
+        for number in range(each, 2 * each):
+            before = subject.commits()
+            subject.append(own, number)
+            waited.append(subject.commits() - before)
+
     with quiet():
         took, flushes = together(threads, subject.begin, work)
-    for own in {0, threads - 1}:
-        _check(subject, own, each)
-    subject.close()
     counted: Samples = {} if flushes is None else {"flushes": flushes / (threads * each)}
+    if subject.commits():
+        together(threads, lambda _: None, count)
+        counted["commits_waited_p99"] = float(sorted(waited)[len(waited) * 99 // 100])
+    for own in {0, threads - 1}:
+        _check(subject, own, 2 * each if waited else each)
+    subject.close()
     return {"events_per_s": threads * each / took, **counted}
 
 

@@ -53,6 +53,10 @@ class EventPeer(ABC):
     def numbers(self, run: int) -> list[int]:
         """The numbers of a run's events."""
 
+    def commits(self) -> int:
+        """The number of its newest commit, 0 where it cannot say."""
+        return 0
+
     @abstractmethod
     def close(self) -> None:
         """Give everything back."""
@@ -89,6 +93,9 @@ class OursEvents(EventPeer):
     def numbers(self, run: int) -> list[int]:
         events = [recorded.event for recorded in self.read(run)]
         return [one.payload["number"] for one in events if isinstance(one, journal.DomainEvent) and one.name == NAME]
+
+    def commits(self) -> int:
+        return self._journal._backend.version()
 
     def close(self) -> None:
         self._journal.close()
