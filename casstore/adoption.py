@@ -1,12 +1,38 @@
-"""A larger memory map, as another process runs with, taken over while threads read and write."""
+"""How large a memory map is, and a larger one, of another process, taken over while threads read and write."""
 
 from __future__ import annotations
 
+import mmap
+import resource
 import threading
-from collections.abc import Callable
-from typing import Any, final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, final
 
 from casstore.errors import Busy
+
+_SHARE: Final = 8  # of a limited address space: store and journal, a copy of each, and as much for all the rest
+_ROOM_BYTES_MIN: Final = 8 << 20  # beyond the file; gc needs some to free the rest
+_GRAIN: Final = 1 << 16  # pages of all machines
+
+
+def map_sizes(size: int, most: int) -> Iterator[int]:
+    """How large a map may be for a file of so many bytes, the largest first. A map that takes all the address space
+    that there is leaves none to the environment that is opened next, nor to the program."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    room = most if limit == resource.RLIM_INFINITY else min(most, limit // _SHARE)
+    least = min(room, _ROOM_BYTES_MIN)
+    while room >= least:
+        yield min(most, size + room) & -_GRAIN
+        room //= 2
+
+
+def fits(size: int) -> bool:
+    """Whether there is address space for so large a map."""
+    try:
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ).close()
+    except (OSError, MemoryError):
+        return False
+    return True
 
 
 @final

@@ -22,7 +22,7 @@ from typing import Any, Final, final
 import lmdb
 
 from casstore import forks
-from casstore.adoption import MapUsers
+from casstore.adoption import MapUsers, fits, map_sizes
 from casstore.errors import (
     AlreadyOpen,
     Busy,
@@ -40,9 +40,9 @@ from casstore.errors import (
 __all__ = ["Environment", "check_filesystem", "open_environment"]
 
 MAP_SIZE_BYTES: Final = 1 << 40
-MAP_SIZE_BYTES_MIN: Final = 1 << 30
 READER_CHECK_S: Final = 30.0
 _READERS_MAX: Final = 1024
+_NO_ADDRESS_SPACE: Final = "no address space for the memory map"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NETWORK_FILESYSTEMS: Final = (
     "nfs", "cifs", "smb", "9p", "afs", "ceph", "gluster", "lustre", "fuse.sshfs", "fuse.s3", "fuse.rclone", "ncp",
@@ -173,7 +173,7 @@ class Environment:
         self._poison: str | None = None
         self._writer: int | None = None
         self._mutex = threading.Lock()
-        self._users_of_map = MapUsers(lambda: self._env.set_mapsize(0), lmdb.MapResizedError)
+        self._users_of_map = MapUsers(self._adopt_map, lmdb.MapResizedError)
         self._reader_checked = time.monotonic()
         self._databases: dict[bytes, Any] = {}
         self.page_size: int = env.stat()["psize"]
@@ -351,6 +351,17 @@ class Environment:
         except lmdb.Error as error:
             raise self._translate(error) from error
 
+    def _adopt_map(self) -> None:
+        """Raises: StoreFull (no address space for it: the handle goes on with what its map shows), PoisonedHandle."""
+        wanted = next(filter(fits, map_sizes(_data_size(self.path), MAP_SIZE_BYTES)), None)
+        if wanted is None:
+            raise StoreFull(str(self.path), _NO_ADDRESS_SPACE)
+        try:
+            self._env.set_mapsize(wanted)
+        except lmdb.Error as error:  # the old map is given up first, so there is none now
+            self._poison = f"its memory map is lost: {error}"
+            raise PoisonedHandle(str(self.path), self._poison) from error
+
     def _translate(self, error: lmdb.Error, *, committing: bool = False) -> StoreError:
         """LMDB's error as one of ours. A full disk has three faces: ENOSPC, EIO, and a short write."""
         path = str(self.path)
@@ -358,6 +369,8 @@ class Environment:
             return _all_reading(self.path)
         if isinstance(error, lmdb.MapFullError):
             return StoreFull(path, "the memory map is full")
+        if isinstance(error, lmdb.MemoryError):
+            return StoreFull(path, "no memory is left for the transaction")
         if isinstance(error, lmdb.DiskError) or getattr(error, "code", 0) in _FULL:
             return StoreFull(path, "no space left on the disk")
         if getattr(error, "code", 0) == errno.EIO and self._disk_is_full():
@@ -456,13 +469,11 @@ def _open_lmdb(
         options["lib_version"] = 0  # only for a new file: an existing one knows its engine
     if read_only and not os.access(path / "lock.mdb", os.W_OK):
         options["lock"] = False  # a read-only file system has no writers either
-    while True:
+    for wanted in map_sizes(size, map_size):
         try:
-            return lmdb.open(os.fsencode(path), map_size=map_size, **options)
-        except (lmdb.MemoryError, MemoryError) as error:
-            map_size //= 2
-            if map_size < max(2 * size, MAP_SIZE_BYTES_MIN):
-                raise StoreFull(str(path), "no address space for the memory map") from error
+            return lmdb.open(os.fsencode(path), map_size=wanted, **options)
+        except (lmdb.MemoryError, MemoryError):
+            continue
         except lmdb.ReadersFullError as error:
             raise _all_reading(path) from error
         except lmdb.InvalidParameterError as error:
@@ -478,6 +489,7 @@ def _open_lmdb(
             if code in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise InvalidHome(str(path), os.strerror(code)) from error
             raise DamagedStore(str(path), str(error)) from error
+    raise StoreFull(str(path), _NO_ADDRESS_SPACE)
 
 
 def _all_reading(path: Path) -> Busy:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, final
 
 from casstore import forks
@@ -111,12 +112,14 @@ class Committer:
         """Have the queue drained without anybody waiting."""
         with self._wake:
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._rounds, name="journal-commit", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._rounds, name="journal-commit", daemon=True)
+                with suppress(RuntimeError):  # there are as many threads as there can be: the next append tries again
+                    thread.start()
+                    self._thread = thread
             if self._idle or len(self._queue) >= self._expected:
                 self._wake.notify()
-            closed = self._closed  # then nobody else will: whoever queued it drains
-        while closed and self._queue:
+            alone = self._closed or self._thread is None  # nobody else will: whoever queued it drains
+        while alone and self._queue:
             with self._leader:
                 self._drain()
 
