@@ -9,9 +9,11 @@ import os
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +34,7 @@ AGE_S: Final = 7200
 PUT_BYTES: Final = 300
 OVER, QUIET, COLLECTING, BETWEEN = range(4)
 _SPAWN: Final = multiprocessing.get_context("spawn")
+Work = Callable[[str, "Synchronized[int]", Callable[[], None]], dict[str, Any]]
 
 
 def run(results: Results, options: Options) -> None:
@@ -47,29 +50,23 @@ def measure(_: type[Collecting], home: Path, number: int, *, window_s: float, pa
     place = str(home / "home")
     fill(place, dead)
     phase: Synchronized[int] = _SPAWN.Value("i", BETWEEN)
-    ready = [_SPAWN.Event() for _ in range(2)]
-    queue: Any = _SPAWN.Queue()
-    processes = [
-        _SPAWN.Process(target=write, args=(place, phase, ready[0], queue)),
-        _SPAWN.Process(target=collect, args=(place, phase, ready[1], queue)),
-    ]
-    for process in processes:
-        process.start()
-    for event in ready:
-        event.wait()
-    for pair in range(pairs):
-        for kind in (QUIET, COLLECTING) if pair % 2 == 0 else (COLLECTING, QUIET):
-            phase.value = kind
-            time.sleep(window_s)
-            phase.value = BETWEEN
-            time.sleep(window_s / 10)  # a gc ends between two batches
-    phase.value = OVER
-    told = [queue.get() for _ in processes]
-    for process in processes:
-        process.join()
-    found: dict[str, Any] = {name: value for part in told for name, value in part.items()}
-    if "error" in found:
-        raise AssertionError(found["error"])
+    children = [begin(work, place, phase) for work in (write, collect)]
+    try:
+        for _process, end in children:
+            hear(end)
+        for pair in range(pairs):
+            for kind in (QUIET, COLLECTING) if pair % 2 == 0 else (COLLECTING, QUIET):
+                phase.value = kind
+                time.sleep(window_s)
+                phase.value = BETWEEN
+                time.sleep(window_s / 10)  # a gc ends between two batches
+        phase.value = OVER
+        found = {name: value for _process, end in children for name, value in hear(end).items()}
+    finally:
+        phase.value = OVER
+        for process, end in children:
+            end.close()  # whoever still has something to say need not wait for a listener
+            process.join()
     if found["removed"] >= dead:
         raise AssertionError("nothing was left to remove before the last window was over")
     return samples(found, window_s * pairs)
@@ -103,12 +100,40 @@ def fill(home: str, dead: int) -> None:
             run.emit("live", {"links": jrn.store.put_value(live)})
 
 
-def write(home: str, phase: Synchronized[int], ready: Event, queue: Any) -> None:
-    """The writers' process."""
+def begin(work: Work, place: str, phase: Synchronized[int]) -> tuple[BaseProcess, Connection]:
+    """A process that works, and where it says first that it is ready, then what it found, or else what went wrong."""
+    here, there = _SPAWN.Pipe(duplex=False)
+    process = _SPAWN.Process(target=tell, args=(work, place, phase, there))
+    process.start()
+    there.close()  # the process holds the only one now: when it dies, that is heard
+    return process, here
+
+
+def tell(work: Work, place: str, phase: Synchronized[int], end: Connection) -> None:
+    """The process."""
+    try:
+        end.send(work(place, phase, partial(end.send, {})))
+    except Exception as error:
+        end.send({"error": f"{work.__name__}: {type(error).__name__}: {error}"})
+
+
+def hear(end: Connection) -> dict[str, Any]:
+    """What a process says next. Raises: AssertionError with what went wrong there."""
+    try:
+        found: dict[str, Any] = end.recv()
+    except EOFError:
+        found = {"error": "a process ended without a word"}
+    if "error" in found:
+        raise AssertionError(found["error"])
+    return found
+
+
+def write(home: str, phase: Synchronized[int], ready: Callable[[], None]) -> dict[str, Any]:
+    """The writers: what each call took, by what it was and when."""
     times: dict[str, list[float]] = {
         f"{what}_{kind}": [] for what in ("append", "put") for kind in (QUIET, COLLECTING, BETWEEN, OVER)
     }
-    errors: list[str] = []
+    errors: list[Exception] = []
 
     def loop(what: str, call: Any) -> None:
         try:
@@ -117,7 +142,7 @@ def write(home: str, phase: Synchronized[int], ready: Event, queue: Any) -> None
                 if phase.value == now:
                     times[f"{what}_{now}"].append(took)
         except Exception as error:
-            errors.append(f"{what}: {type(error).__name__}: {error}")
+            errors.append(error)
 
     with journal.open(home) as jrn:
         own = run_uuid(1)
@@ -131,24 +156,22 @@ def write(home: str, phase: Synchronized[int], ready: Event, queue: Any) -> None
             threads = [threading.Thread(target=loop, args=item) for item in calls.items()]
             for thread in threads:
                 thread.start()
-            ready.set()
+            ready()
             for thread in threads:
                 thread.join()
-    queue.put({"error": errors[0]} if errors else times)
+    if errors:
+        raise errors[0]
+    return times
 
 
-def collect(home: str, phase: Synchronized[int], ready: Event, queue: Any) -> None:
-    """The collector's process: a gc in each of its windows, stopped at the window's end."""
+def collect(home: str, phase: Synchronized[int], ready: Callable[[], None]) -> dict[str, Any]:
+    """The collector: a gc in each of its windows, stopped at the window's end."""
     removed = 0
-    try:
-        with journal.open(home) as jrn:
-            ready.set()
-            while phase.value != OVER:
-                if phase.value == COLLECTING:
-                    report = jrn.store.gc(jrn, keep_completed=0, stop=lambda: phase.value != COLLECTING, force=True)
-                    removed += len(report.removed)
-                time.sleep(0.001)
-    except Exception as error:
-        queue.put({"error": f"gc: {type(error).__name__}: {error}"})
-        return
-    queue.put({"removed": removed})
+    with journal.open(home) as jrn:
+        ready()
+        while phase.value != OVER:
+            if phase.value == COLLECTING:
+                report = jrn.store.gc(jrn, keep_completed=0, stop=lambda: phase.value != COLLECTING, force=True)
+                removed += len(report.removed)
+            time.sleep(0.001)
+    return {"removed": removed}

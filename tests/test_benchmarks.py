@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -190,6 +191,24 @@ def test_writers_are_measured_without_a_gc_and_beside_one(tmp_path: Path) -> Non
     found = gc_beside.measure(gc_scale.Collecting, tmp_path, 0, window_s=0.5, pairs=1, dead=40_000)
     for what in ("append", "put"):
         assert found[f"{what}_s"] and found[f"{what}_beside_s"] and found[f"{what}_share"]
+
+
+def _fails(home: str, phase: object, ready: object) -> dict[str, Any]:
+    raise ValueError(home)
+
+
+def _dies(home: str, phase: object, ready: object) -> dict[str, Any]:
+    os._exit(3)
+
+
+@pytest.mark.parametrize(("child", "error"), [(_fails, "_fails: ValueError: "), (_dies, "without a word")])
+def test_a_process_that_fails_beside_a_gc_is_not_waited_for(
+    child: gc_beside.Work, error: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("write", "collect"):
+        with monkeypatch.context() as patched, pytest.raises(AssertionError, match=error):
+            patched.setattr(gc_beside, name, child)
+            gc_beside.measure(gc_scale.Collecting, tmp_path / name, 0, window_s=0.01, pairs=1, dead=10)
 
 
 class Forgetful(SqliteWal):
