@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -14,23 +12,20 @@ import lmdb
 
 import journal
 from benchmarks.measure import OURS
-from benchmarks.peers import event_key, run_uuid
+from benchmarks.peers import AnyPeer, Connections, event_key, run_uuid
 
 NAME: Final = "tick"
 
 
-class EventPeer(ABC):
+class EventPeer(AnyPeer):
     """A log of runs. Calls of a run come from one thread; `read` and `numbers` from any."""
-
-    name: ClassVar[str]
-    requires: ClassVar[tuple[str, ...]] = ()
-    note: ClassVar[str] = ""
 
     def __init__(self, home: Path, count: int = 0) -> None:
         """`count` events of run 0 are to come, where a workload knows that."""
-        self.home, self.count = home, count
+        super().__init__(home)
+        self.count = count
 
-    def begin(self, run: int) -> None:  # noqa: B027 - most have nothing to do
+    def begin(self, run: int) -> None:
         """Before the first event of a run; not timed."""
 
     @abstractmethod
@@ -56,10 +51,6 @@ class EventPeer(ABC):
     def commits(self) -> int:
         """The number of its newest commit, 0 where it cannot say."""
         return 0
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give everything back."""
 
 
 class OursEvents(EventPeer):
@@ -199,21 +190,10 @@ class SqliteEvents(EventPeer):
 
     def __init__(self, home: Path, count: int = 0) -> None:
         super().__init__(home, count)
-        self._local = threading.local()
-        self._made: list[sqlite3.Connection] = []
-        db = self._db()
-        db.execute("pragma journal_mode=wal")
-        db.execute("create table if not exists ev(run int, seq int, kind text, body text, primary key(run, seq))")
-
-    def _db(self) -> sqlite3.Connection:
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is None:
-            path = self.home / "x.db"
-            db = sqlite3.connect(path, isolation_level=None, timeout=60, check_same_thread=False)
-            db.execute("pragma synchronous=full")
-            self._local.db = db
-            self._made.append(db)
-        return db
+        self._db = Connections(home / "x.db")
+        self._db().execute(
+            "create table if not exists ev(run int, seq int, kind text, body text, primary key(run, seq))"
+        )
 
     def append(self, run: int, number: int) -> None:
         self.append_batch(run, number, 1)
@@ -235,8 +215,7 @@ class SqliteEvents(EventPeer):
         return [body["number"] for *_, body in self.read(run)]
 
     def close(self) -> None:
-        for db in self._made:
-            db.close()
+        self._db.close()
 
 
 class EventSourcingEvents(EventPeer):

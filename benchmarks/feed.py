@@ -5,17 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import journal
 from benchmarks.event_peers import NAME
 from benchmarks.measure import OURS, Results
 from benchmarks.options import Options
-from benchmarks.peers import run_uuid
+from benchmarks.peers import AnyPeer, run_uuid
 from benchmarks.rounds import Samples, run_case
 
 WORKLOAD: Final = "feed"
@@ -27,15 +27,8 @@ _BEFORE: Final = 2  # RunStarted and run_policy
 _SPAWN: Final = multiprocessing.get_context("spawn")
 
 
-class FeedPeer(ABC):
-    """Something whose events can be followed; numbered from 0."""
-
-    name: ClassVar[str]
-    requires: ClassVar[tuple[str, ...]] = ()
-    note: ClassVar[str] = ""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
+class FeedPeer(AnyPeer):
+    """Something whose events can be followed; numbered from 0. Whoever follows ends when it is closed."""
 
     @abstractmethod
     def append(self, number: int) -> None:
@@ -44,10 +37,6 @@ class FeedPeer(ABC):
     @abstractmethod
     def follow(self) -> Iterator[int]:
         """The numbers of the events, as they come, for ever."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give everything back; whoever follows ends."""
 
 
 class OursFeed(FeedPeer):
@@ -148,6 +137,7 @@ def measure_other(peer: type[FeedPeer], home: Path, _: int, *, gap_s: float, cou
     here, there = _SPAWN.Pipe()
     follower = _SPAWN.Process(target=_hear_alone, args=(peer, home, count, there))
     follower.start()
+    there.close()  # if it dies, that is heard
     here.recv()
     appended = _append(subject, count, gap_s)
     heard = here.recv()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -15,21 +15,15 @@ import zstandard
 
 import casstore
 from benchmarks.measure import OURS
+from benchmarks.peers import AnyPeer
 
 # the batches of the store's put_many: who else writes in batches writes in the same ones
 BATCH_BYTES: Final = 4 << 20
 BATCH_ITEMS: Final = 2000
 
 
-class ObjectPeer(ABC):
+class ObjectPeer(AnyPeer):
     """A store of objects that its names are made from. `put_many` returns when all are on disk."""
-
-    name: ClassVar[str]
-    requires: ClassVar[tuple[str, ...]] = ()
-    note: ClassVar[str] = ""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
 
     @abstractmethod
     def put_many(self, items: Sequence[bytes]) -> list[Any]:
@@ -38,10 +32,6 @@ class ObjectPeer(ABC):
     @abstractmethod
     def get_many(self, keys: Sequence[Any]) -> list[bytes]:
         """Read them all, in order, the way that this store reads many."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give everything back."""
 
 
 class OursObjects(ObjectPeer):

@@ -35,8 +35,8 @@ def missing(requires: tuple[str, ...]) -> str | None:
     return None
 
 
-class Peer(ABC):
-    """One store of the contexts of some runs. `begin` and `step` of a run are called by one thread."""
+class AnyPeer(ABC):
+    """What those of all workloads have: a name in the tables, and a directory of their own."""
 
     name: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()
@@ -45,7 +45,39 @@ class Peer(ABC):
     def __init__(self, home: Path) -> None:
         self.home = home
 
-    def begin(self, run: int, context: Context) -> None:  # noqa: B027 - most have nothing to do
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class Connections:
+    """A SQLite file with WAL and synchronous=FULL, a connection for each thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._local = path, threading.local()
+        self._made: list[sqlite3.Connection] = []
+        self().execute("pragma journal_mode=wal")
+
+    def __call__(self) -> sqlite3.Connection:
+        """That of this thread."""
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            db = sqlite3.connect(self._path, isolation_level=None, timeout=60, check_same_thread=False)
+            db.execute("pragma synchronous=full")
+            self._local.db = db
+            self._made.append(db)
+        return db
+
+    def close(self) -> None:
+        """All of them."""
+        for db in self._made:
+            db.close()
+
+
+class Peer(AnyPeer):
+    """One store of the contexts of some runs. `begin` and `step` of a run are called by one thread."""
+
+    def begin(self, run: int, context: Context) -> None:
         """Before the first step of a run; not timed."""
 
     @abstractmethod
@@ -64,10 +96,6 @@ class Peer(ABC):
         """All that is needed to go on with a run, asked by any thread; nothing is written."""
         return self.recover(run)
 
-    @abstractmethod
-    def close(self) -> None:
-        """Give everything back."""
-
 
 class SqliteWal(Peer):
     """What a user writes instead: two tables, WAL, synchronous=FULL, JSON; a connection for each thread."""
@@ -77,22 +105,10 @@ class SqliteWal(Peer):
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
-        self._local = threading.local()
-        self._made: list[sqlite3.Connection] = []
+        self._db = Connections(home / "x.db")
         db = self._db()
-        db.execute("pragma journal_mode=wal")
         db.execute("create table if not exists snap(id text primary key, body blob)")
         db.execute("create table if not exists ev(run int, seq int, kind text, snap text, primary key(run, seq))")
-
-    def _db(self) -> sqlite3.Connection:
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is None:
-            path = self.home / "x.db"
-            db = sqlite3.connect(path, isolation_level=None, timeout=60, check_same_thread=False)
-            db.execute("pragma synchronous=full")
-            self._local.db = db
-            self._made.append(db)
-        return db
 
     def step(self, run: int, number: int, context: Context) -> None:
         body = json.dumps(context).encode()
@@ -117,8 +133,7 @@ class SqliteWal(Peer):
         return found
 
     def close(self) -> None:
-        for db in self._made:
-            db.close()
+        self._db.close()
 
 
 class FilesJsonl(Peer):

@@ -45,6 +45,33 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+_COMPACT = """
+import os, signal, sys
+import casstore
+from casstore import steps
+home, stop = sys.argv[1], int(sys.argv[2])
+count = 0
+def listener(step):
+    global count
+    if step.startswith("compact."):
+        count += 1
+        if count == stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+exec(sys.argv[3])
+steps.listen(listener)
+# a clock that stands still: it says where the small artifacts are begun with, and so how many steps there are
+with casstore.open(home, clock=lambda: 1_800_000_000.0) as store:
+    store.compact()
+print(count)
+"""
+
+
+def compacting(home: Path, stop: int, setup: str = "") -> subprocess.Popen[str]:
+    """A process that compacts a home and kills itself at the step of this number; with 0 it prints how many there
+    are. `setup` is code that it runs first."""
+    return python(_COMPACT, home, stop, setup)
+
+
 def fork_child(work: Callable[[], object]) -> int:
     """The pid of a child of this process that does the work and ends: with 0, or with 1 and a traceback.
 

@@ -14,6 +14,7 @@ import pytest
 import casstore
 from casstore import ArtifactId, steps
 from casstore.testing import FakeRoots
+from tests.helpers import compacting
 from tests.helpers import python as child
 
 
@@ -54,36 +55,16 @@ def test_space_goes_back_to_the_file_system(tmp_path: Path) -> None:
         assert store.get(name) == b"after" and store.verify().ok
 
 
-ONE = """
-import os, signal, sys
-import casstore
-from casstore import steps
-from tests.helpers import python as child
-home, stop = sys.argv[1], int(sys.argv[2])
-count = 0
-def listener(step):
-    global count
-    if step.startswith("compact."):
-        count += 1
-        if count == stop:
-            os.kill(os.getpid(), signal.SIGKILL)
-steps.listen(listener)
-with casstore.open(home) as store:
-    store.compact()
-print(count)
-"""
-
-
 def test_killed_at_every_step(tmp_path: Path) -> None:
     """SIGKILL at each step: whichever generation is current is whole, writes go on, and what was left over goes."""
-    total = int(child(ONE, tmp_path / "count", 0).communicate()[0])
+    total = int(compacting(tmp_path / "count", 0).communicate()[0])
     assert total >= 6
     for stop in range(1, total + 1):
         home = tmp_path / f"home{stop}"
         with casstore.open(home) as store:
             names = fill(store, 20)
             store.gc(FakeRoots(store), grace=3600)
-        killed = child(ONE, home, stop)
+        killed = compacting(home, stop)
         killed.communicate()
         assert killed.returncode == -signal.SIGKILL
         with casstore.open(home) as store:

@@ -22,7 +22,7 @@ from casstore.gc import Collector
 from casstore.reading import Reader
 from casstore.rows import DA, DATA_IDS_RESERVED, IX, RESERVED_KEY, D, DaRow, IxRow, u64
 from casstore.testing import FakeClock, FakeRoots, memory_store
-from tests.helpers import BRIEF
+from tests.helpers import BRIEF, compacting
 from tests.helpers import python as child
 from tests.test_dictionaries import documents
 
@@ -584,26 +584,7 @@ def test_bytes_that_a_newer_record_needs_are_not_released(store: Store) -> None:
 # -- killed
 
 
-COMPACT = """
-import os, signal, sys
-import casstore
-from casstore import steps
-home, stop = sys.argv[1], int(sys.argv[2])
-count = 0
-def listener(step):
-    global count
-    if step.startswith("compact."):
-        count += 1
-        if count == stop:
-            os.kill(os.getpid(), signal.SIGKILL)
-casstore.recoding.BATCH_ITEMS = 4
-casstore.reencoding.TRAIN_FROM = 100
-steps.listen(listener)
-# a clock that stands still: it says where the small artifacts are begun with, and so how many steps there are
-with casstore.open(home, clock=lambda: 1_800_000_000.0) as store:
-    store.compact()
-print(count)
-"""
+IN_SMALL = "casstore.recoding.BATCH_ITEMS = 4; casstore.reencoding.TRAIN_FROM = 100"
 
 
 def test_killed_at_every_step(tmp_path: Path) -> None:
@@ -616,13 +597,13 @@ def test_killed_at_every_step(tmp_path: Path) -> None:
         names = store.put_many([(data, "my_kind") for data in small])
         expected |= dict(zip(names, small, strict=True))
     shutil.copytree(tmp_path / "made", tmp_path / "count")
-    total = int(child(COMPACT, tmp_path / "count", 0).communicate()[0])
+    total = int(compacting(tmp_path / "count", 0, IN_SMALL).communicate()[0])
     assert total > 20
     seen = set()
     for stop in [*range(1, 12), *range(12, total, total // 4), total]:
         home = tmp_path / f"home{stop}"
         shutil.copytree(tmp_path / "made", home)
-        killed = child(COMPACT, home, stop)
+        killed = compacting(home, stop, IN_SMALL)
         killed.communicate()
         assert killed.returncode == -signal.SIGKILL
         with casstore.open(home) as store:
