@@ -46,23 +46,15 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 _COMPACT = """
-import os, signal, sys
+import sys
 import casstore
-from casstore import steps
-home, stop = sys.argv[1], int(sys.argv[2])
-count = 0
-def listener(step):
-    global count
-    if step.startswith("compact."):
-        count += 1
-        if count == stop:
-            os.kill(os.getpid(), signal.SIGKILL)
+from tests.kills import kill_at
 exec(sys.argv[3])
-steps.listen(listener)
+reached = kill_at(int(sys.argv[2]), "compact.")
 # a clock that stands still: it says where the small artifacts are begun with, and so how many steps there are
-with casstore.open(home, clock=lambda: 1_800_000_000.0) as store:
+with casstore.open(sys.argv[1], clock=lambda: 1_800_000_000.0) as store:
     store.compact()
-print(count)
+print(len(reached))
 """
 
 

@@ -189,20 +189,13 @@ with casstore.open(sys.argv[1]) as store:
 
 
 ONE = """
-import os, signal, sys
+import sys
 import journal
-from casstore import steps
-home, dest, stop = sys.argv[1], sys.argv[2], int(sys.argv[3])
-count = 0
-def listener(step):
-    global count
-    count += 1
-    if count == stop:
-        os.kill(os.getpid(), signal.SIGKILL)
-with journal.open(home) as jrn:
-    steps.listen(listener)
-    jrn.backup(dest)
-print(count)
+from tests.kills import kill_at
+with journal.open(sys.argv[1]) as jrn:
+    reached = kill_at(int(sys.argv[3]))
+    jrn.backup(sys.argv[2])
+print(len(reached))
 """
 
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 from helpers import SOAK_SECONDS, exit_code, fork_child, say, until_deadline
+from kills import kill_at
 
 import journal
 from casstore import steps
@@ -41,15 +42,7 @@ def write(home: Path, number: int, events: int, told: Path) -> None:
 def tail(home: Path, stop: int) -> None:
     """For each event of others an event of its own, with the cursor; killed at step `stop`, 0: never. Ends where
     nothing comes any more."""
-    count = 0
-
-    def listener(step: str) -> None:
-        nonlocal count
-        count += 1
-        if count == stop:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    steps.listen(listener)
+    kill_at(stop)
     with journal.open(home) as jrn:
         if jrn.head(TAIL) == 0:
             jrn.start_run("flow", manifest={}, context={}, run_id=TAIL, claim=False)

@@ -173,23 +173,15 @@ def test_rows_that_lead_astray_are_refused(jrn: journal.Journal) -> None:
 
 
 FORGET = """
-import os, signal, sys
+import sys
 from uuid import UUID
 import journal
-from casstore import steps
+from tests.kills import kill_at
 home, stop = sys.argv[1], int(sys.argv[2])
 journal.forgetting.FORGET_EVENTS = 5
-count = 0
-def listener(step):
-    global count
-    if not step.startswith("forget."):
-        return
-    count += 1
-    if count == stop:
-        os.kill(os.getpid(), signal.SIGKILL)
 with journal.open(home) as jrn:
-    steps.listen(listener)
-    print(jrn.forget(UUID(int=0xA1 << 120)), count)
+    reached = kill_at(stop, "forget.")
+    print(jrn.forget(UUID(int=0xA1 << 120)), len(reached))
 """
 
 

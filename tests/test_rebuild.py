@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from uuid import UUID
 
 import pytest
 from helpers import exit_code, fork_child
+from kills import kill_at
 
 import journal
 from casstore import steps
@@ -287,15 +287,7 @@ def test_a_rebuild_that_is_killed_between_its_parts(tmp_path: Path, monkeypatch:
         damaged = rows(jrn)
 
     def rebuild(stop: int) -> None:
-        count = 0
-
-        def listener(step: str) -> None:
-            nonlocal count
-            count += step in ("rebuild.written", "rebuild.part")
-            if count == stop:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        steps.listen(listener)
+        kill_at(stop, "rebuild.written", "rebuild.part")
         with journal.open(home) as jrn:
             jrn.rebuild()
 

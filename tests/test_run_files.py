@@ -15,6 +15,7 @@ from uuid import UUID
 
 import pytest
 from helpers import exit_code, fork_child, say
+from kills import kill_at
 
 import casstore
 import journal
@@ -249,18 +250,10 @@ def test_an_import_that_is_killed_at_every_step(tmp_path: Path) -> None:
         events = len(wanted)
 
     def take(home: Path, stop: int) -> None:
-        count = 0
-
-        def listener(step: str) -> None:
-            nonlocal count
-            count += 1
-            if count == stop:
-                os.kill(os.getpid(), signal.SIGKILL)
-
         with journal.open(home) as jrn:
-            steps.listen(listener)
+            reached = kill_at(stop)
             jrn.import_(tmp_path / "run.car")
-            say(tmp_path / "told", count)
+            say(tmp_path / "told", len(reached))
 
     whole = tmp_path / "whole"
     assert exit_code(fork_child(lambda: take(whole, 0))) == 0

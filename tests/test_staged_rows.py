@@ -490,22 +490,15 @@ def test_h28_a_row_stays_staged_until_the_store_is_flushed(
 # -- kills ----------------------------------------------------------------------------------------------------
 
 CHILD = """
-import os, signal, sys
+import sys
 import journal
-from casstore import steps
+from tests.kills import kill_at
 from uuid import UUID
 home, stop = sys.argv[1], int(sys.argv[2])
-count = 0
-def listener(step):
-    global count
-    if step.startswith(("settle.", "append.", "put.")):
-        count += 1
-        if count == stop:
-            os.kill(os.getpid(), signal.SIGKILL)
 jrn = journal.open(home)
 run = jrn.resume(UUID(int=7), steal=True)
 attempt = run.enter(run.next) if run.next else None
-steps.listen(listener)
+kill_at(stop, "settle.", "append.", "put.")
 context = attempt.context()
 attempt.complete({**context, "n": 1}, then="s.last.one")
 run.enter("s.last.one").complete({**context, "n": 2})

@@ -152,18 +152,12 @@ def run_child(code, *args):
 
 
 KILLED_AT_STEP = """
-import os, signal, sys
-import casstore, io
-from casstore import steps
+import io, sys
+import casstore
 from casstore.testing import FakeRoots
+from tests.kills import kill_at
 home, stop = sys.argv[1], int(sys.argv[2])
-count = 0
-def listener(step):
-    global count
-    count += 1
-    if count == stop:
-        os.kill(os.getpid(), signal.SIGKILL)
-steps.listen(listener)
+reached = kill_at(stop)
 store = casstore.open(home)
 a = store.put(b"a" * 3000)
 v = store.put_value({"child": a})
@@ -173,7 +167,7 @@ store.pin("v", v)
 store.put_many([b"x%d" % n for n in range(100)])
 store.gc(FakeRoots(store), grace=0)
 store.put_value({"child": a, "second": True})
-print(count)
+print(len(reached))
 """
 
 
