@@ -63,8 +63,9 @@ class Maintenance:
     def start(self) -> None:
         """Begin; the first look is at once. Once started or closed, nothing happens."""
         if self._thread is None and not self._stop.is_set():
-            self._thread = threading.Thread(target=self._rounds, name="casstore-maintenance", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._rounds, name="casstore-maintenance", daemon=True)
+            thread.start()  # first: where there can be no more threads this can be tried again
+            self._thread = thread
 
     def close(self) -> None:
         """Stop, and wait for the gc that may be under way to stop. Idempotent."""

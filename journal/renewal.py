@@ -42,9 +42,10 @@ class Renewer:
                 return
             self._runs.add(run)
             if self._thread is None:
-                self._thread = threading.Thread(target=_rounds, args=(weakref.ref(self), self._stop, self._interval_s),
-                                                name="journal-renewal", daemon=True)  # fmt: skip
-                self._thread.start()
+                thread = threading.Thread(target=_rounds, args=(weakref.ref(self), self._stop, self._interval_s),
+                                          name="journal-renewal", daemon=True)  # fmt: skip
+                thread.start()  # first: where there can be no more threads the next run tries again
+                self._thread = thread
 
     def discard(self, run: Renewable) -> None:
         """Renew it no more. A round that is under way may still do it once."""

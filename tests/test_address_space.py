@@ -13,6 +13,7 @@ import pytest
 import casstore
 import journal
 from casstore.lmdb_tables import LmdbTables
+from journal.renewal import Renewer
 from tests.helpers import python
 
 CHILD = """
@@ -191,12 +192,13 @@ def test_a_transaction_without_memory_is_refused_and_the_next_one_works(tmp_path
     tables.close()
 
 
+def refuse(_: threading.Thread) -> None:
+    """What Thread.start does where there can be no more of them."""
+    raise RuntimeError("can't start new thread")
+
+
 def test_appends_go_on_where_no_thread_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever queued an append commits it, and a thread is tried again for the next one."""
-
-    def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     with journal.open(tmp_path) as jrn:
         run = jrn.start_run("op", manifest={}, context={}, claim=False)
         event = journal.DomainEvent("t", {})
@@ -207,3 +209,22 @@ def test_appends_go_on_where_no_thread_can_be_started(tmp_path: Path, monkeypatc
         pending = jrn.append(run.run_id, jrn.head(run.run_id), [event], wait=False)
         assert jrn._appender._committer._thread is not None
         assert pending.result().last_seq == 5
+
+
+def test_renewing_and_maintenance_say_that_no_thread_can_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And can be tried again, and closed."""
+    with journal.open(tmp_path) as jrn:
+        run = jrn.start_run("op", manifest={}, context={}, claim=False)
+        renewer = Renewer(3600.0)
+        keeper = casstore.Maintenance(jrn.store, jrn, every=3600.0)
+        for begin in (lambda: renewer.add(run), keeper.start):
+            with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+                patched.setattr(threading.Thread, "start", refuse)
+                begin()
+            begin()
+        assert renewer._thread is not None and renewer._thread.is_alive()
+        assert keeper._thread is not None and keeper._thread.is_alive()
+        keeper.close()
+        renewer.close()
