@@ -146,7 +146,11 @@ class Look(Protocol):
         """The number of events that are kept."""
 
     def tallies(self) -> tuple[int, int]:
-        """How many runs live, and how many have ended."""
+        """How many runs live, and how many have ended, by the lists of them; without going through these."""
+
+    def registered(self) -> tuple[int, int]:
+        """How many runs have a row, and how many run ids lead to one: as many as live and have ended together. Where
+        they are not, gc does not trust the lists."""
 
     def place(self, number: int, seq: int) -> int | None:
         """The position of an event."""

@@ -338,9 +338,10 @@ def live_roots(backend: JournalBackend, retention: Retention | None = None) -> I
     """What events of live runs name, and what is kept of those that ended (nothing by default)."""
     retention = retention or Retention()
     with backend.look() as look:
+        _check_tables(look)
         numbers = [(number, True) for number in look.live()]
         for number, _ in numbers:
-            _listed(look, number)
+            _listed(look, number, None)
         numbers += [(number, False) for number in _retained(look, retention)]
     for number, live in numbers:
         with backend.look() as look:
@@ -375,18 +376,35 @@ def _retained(look: Look, retention: Retention) -> list[int]:
     ops: dict[str, int] = {}
     ended = (_ended_since(look, status, retention.oldest_ms(status.value)) for status in RunStatus)
     for ended_ms, number, status in heapq.merge(*ended, reverse=True):
-        op_id = _listed(look, number).op_id
+        op_id = _listed(look, number, RunStatus(status)).op_id
         place = ops[op_id] = ops.get(op_id, 0) + 1
         if retention.keeps(status, ended_ms, place):
             kept.append(number)
     return kept
 
 
-def _listed(look: Look, number: int) -> RunRow:
-    """The row of a run that an index names in this very look: without one nobody can say what it needs."""
+def _check_tables(look: Look) -> None:
+    """Raises: InvalidStream where the tables of runs contradict each other. A run that is in none of the lists would
+    protect nothing, and nobody would miss it."""
+    (live, ended), (rows, ids) = look.tallies(), look.registered()
+    if rows != live + ended or rows != ids:
+        detail = f"{rows} runs have rows and {ids} have ids, but {live} are listed as live and {ended} as ended"
+        raise InvalidStream("wrong_count", None, None, detail)
+
+
+def _listed(look: Look, number: int, status: RunStatus | None) -> RunRow:
+    """The row of a run that a list names in this very look. Without one, or where its id leads elsewhere (its events
+    are read by that), nobody can say what it needs."""
     row = look.numbered(number)
     if row is None:
         raise InvalidStream("bad_row", None, None, f"run number {number} is listed and has no row")
+    if row.status is not status:
+        listed, there = ("live" if one is None else one.value for one in (status, row.status))
+        raise InvalidStream("bad_row", row.run_id, None, f"run number {number} is listed as {listed}, and is {there}")
+    named = look.run(row.run_id)
+    if named is None or named.number != number:
+        where = "nowhere" if named is None else f"to run number {named.number}"
+        raise InvalidStream("bad_row", row.run_id, None, f"it is run number {number}, but its id leads {where}")
     return row
 
 

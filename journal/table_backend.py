@@ -130,6 +130,9 @@ class TableLook:
     def tallies(self) -> tuple[int, int]:
         return self._txn.count(LIVE), self._txn.count(DONE)
 
+    def registered(self) -> tuple[int, int]:
+        return self._txn.count(RUN), self._txn.count(ID)
+
     def place(self, number_: int, seq: int) -> int | None:
         batch = self._batch(number_, seq)
         return None if batch is None else batch[1] + seq - batch[0]

@@ -23,7 +23,7 @@ from casstore import Busy, GcRefused, InvalidArgument, InvalidPolicy, ReadOnly
 from casstore.locks import collector_lock
 from casstore.testing import FakeClock, FakeRoots, memory_store
 from journal import Journal, records
-from journal.rows import EV, RUN
+from journal.rows import DONE, EV, ID, LIVE, RUN, number
 
 REFUSED, USAGE, BUSY = 5, 2, 11
 
@@ -44,12 +44,29 @@ def change_event(home: Path, change: Callable[[bytes], bytes]) -> None:
         t.put(EV, key, change(value))
 
 
-def drop_row(place: int) -> Callable[[Path], None]:
-    def drop(home: Path) -> None:
-        with journal.open(home) as jrn, jrn._backend._tables.write() as t:  # type: ignore[attr-defined]
-            t.delete(RUN, list(t.scan(RUN))[place][0])
+def in_journal(change: Callable[[Any], object]) -> Callable[[Path], None]:
+    """Rows changed behind the journal's back. The live run has the number 1, the other one 2."""
 
-    return drop
+    def edit(home: Path) -> None:
+        with journal.open(home) as jrn, jrn._backend._tables.write() as t:  # type: ignore[attr-defined]
+            change(t)
+
+    return edit
+
+
+def drop_row(table: bytes, place: int) -> Callable[[Path], None]:
+    return in_journal(lambda t: t.delete(table, list(t.scan(table))[place][0]))
+
+
+def id_of(t: Any, run: int) -> bytes:
+    return next(key for key, value in t.scan(ID) if value == number(run))
+
+
+def end_listed(t: Any) -> None:
+    """The live run is in the list of those that ended instead: the counts are as they should be."""
+    t.delete(LIVE, number(1))
+    ((key, value),) = list(t.scan(DONE))
+    t.put(DONE, key.removesuffix(number(2)) + number(1), value)
 
 
 def foreign(home: Path) -> None:
@@ -120,8 +137,22 @@ CASES = [
          "InvalidStream", REFUSED),
     Case("unknown event version", lambda home: change_event(home, lambda data: data[:1] + b"\x07" + data[2:]),
          GcRefused, "unreadable_roots", "version 7", REFUSED),
-    Case("lost row of a live run", drop_row(0), GcRefused, "unreadable_roots", "bad_row", REFUSED),
-    Case("lost row of a run that ended", drop_row(1), GcRefused, "unreadable_roots", "bad_row", REFUSED),
+    Case("lost row of a live run", drop_row(RUN, 0), GcRefused, "unreadable_roots", "1 runs have rows", REFUSED),
+    Case("lost row of a run that ended", drop_row(RUN, 1), GcRefused, "unreadable_roots", "1 runs have rows", REFUSED),
+    Case("live run that is not listed", drop_row(LIVE, 0), GcRefused, "unreadable_roots", "0 are listed as live",
+         REFUSED),
+    Case("ended run that is not listed", drop_row(DONE, 0), GcRefused, "unreadable_roots", "0 as ended", REFUSED),
+    Case("live run that no id leads to", in_journal(lambda t: t.delete(ID, id_of(t, 1))), GcRefused,
+         "unreadable_roots", "1 have ids", REFUSED),
+    Case("live run whose id leads elsewhere", in_journal(lambda t: t.put(ID, id_of(t, 1), number(2))), GcRefused,
+         "unreadable_roots", "leads to run number 2", REFUSED),
+    Case("live run whose id leads nowhere", in_journal(lambda t: t.put(ID, id_of(t, 1), number(9))), GcRefused,
+         "unreadable_roots", "leads nowhere", REFUSED),
+    Case("ended run that is listed as live", in_journal(lambda t: (t.put(LIVE, number(2), b""),
+         t.delete(DONE, next(t.scan(DONE))[0]))), GcRefused, "unreadable_roots", "listed as live, and is completed",
+         REFUSED),
+    Case("live run that is listed as ended", in_journal(end_listed), GcRefused, "unreadable_roots",
+         "listed as completed, and is live", REFUSED),
     Case("foreign journal", foreign, GcRefused, "unusable_journal", "different homes", REFUSED, opens=False),
     Case("missing journal", no_journal, GcRefused, "missing_journal", "no journal", REFUSED, opens=False),
     Case("missing artifact of a live run", missing_artifact, GcRefused, "missing_root", "not in the store", REFUSED),
@@ -279,3 +310,19 @@ def test_the_lock_goes_with_its_process(tmp_path: Path) -> None:
 def test_the_table_knows_the_version_that_records_have() -> None:
     """The case above would be no case if this were the version."""
     assert records.VERSION != 7
+
+
+@pytest.mark.parametrize("table", [LIVE, DONE, ID, RUN])
+def test_lists_that_were_put_right_are_trusted_again(tmp_path: Path, table: bytes) -> None:
+    """By a rebuild; and the gc then takes what is loose, and nothing of the live run."""
+    home = tmp_path / "home"
+    filled(home)
+    with journal.open(home) as jrn:
+        needed = live_of(jrn)
+    drop_row(table, 0)(home)
+    with journal.open(home) as jrn:
+        with pytest.raises(GcRefused):
+            jrn.store.gc(jrn, grace=0)
+        jrn.rebuild()
+        assert len(jrn.store.gc(jrn, grace=0).removed) == 1
+        assert live_of(jrn) == needed <= set(jrn.store) and jrn.verify() == []
