@@ -308,6 +308,9 @@ class BlobBackend(Protocol):
     def audit(self, area: str, start: bytes, share: Share, limit: int) -> AuditPage:
         """Up to `limit` keys of one of `audits.AREAS` from `start` on, judged within one snapshot."""
 
+    def put_in_order(self, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult:
+        """As `put`, of what was missing; in the same transaction what `reorder` does."""
+
     def reorder(self, now_s: int) -> int:
         """Give new data_ids to what links to younger artifacts, and to all that links to it; how many."""
 

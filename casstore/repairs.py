@@ -1,35 +1,43 @@
 """Repair from another store: what is damaged or missing here is fetched there, proven by its id, and put.
 
 A put heals under the old data_id. What was missing gets a new one; whatever links to it is then older than it is,
-which gc must never meet, so in the same go it gets a new data_id as well, and so on upwards (`reorder`).
+which gc must never meet, so in the same transaction it gets a new data_id as well, and so on upwards (`reorder`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, BinaryIO, Final, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast, final
 
+from casstore.backend import BlobBackend, NewArtifact, PutResult
 from casstore.errors import Corrupt, NotFound, StoreError, StoreFull
+from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
+from casstore.items import PutItem
 from casstore.puts import begin, find, finish, loosen, touch
 from casstore.reports import Finding, RepairReport
 from casstore.rows import DA, KP, LN, PURGE, D, DaRow, IxRow, State, piece_count, piece_key, u64
+from casstore.steps import reach
 from casstore.sweeps import links
 from casstore.tables import ReadTransaction, WriteTransaction
 
 if TYPE_CHECKING:
     from casstore.store import Store
+    from casstore.writing import Writer
 
+BATCH_BYTES: Final = 4 << 20
 VALUE_MAX: Final = 32 << 20  # larger ones are copied as a stream, which has no links
 WANTED: Final = frozenset({"corrupt", "corrupt_base", "damaged_store", "missing_link", "missing_root", "wrong_length",
                            "wrong_links", "wrong_order", "wrong_record"})  # fmt: skip
 
 
 def repair(
-    store: Store, other: Store, wanted: Iterable[ArtifactId], *, reorder: Callable[[], int],
+    writer: Writer, store: Store, other: Store, wanted: Iterable[ArtifactId], *, reorder: Callable[[], int],
     check: Callable[[ArtifactId], list[Finding]],
 ) -> RepairReport:  # fmt: skip
-    """Fetch and put each artifact, and what it links to where that is missing. `check` says what is wrong with one.
+    """Fetch and put each artifact, and what it links to where that is missing. `check` says what is wrong with one;
+    `writer` puts in order (`InOrder`), so that a kill after any transaction leaves nothing that links to what is
+    younger, if there was nothing of that before.
 
     Raises: StoreFull.
     """
@@ -39,11 +47,11 @@ def repair(
     # Twice: a copy that is damaged and links to what was missing can be healed once it is younger than that.
     for _ in range(2):
         failures.clear()
-        for name in (name for name, found in left.items() if found):
-            _fetch(store, other, name, failures)
+        _fetch(writer, store, other, [name for name, found in left.items() if found], failures)
         left = {name: check(name) for name, found in left.items() if found}
         if any(found.code == "wrong_order" for problems in left.values() for found in problems):
             reorder()
+            reach("repair.reordered")
             left = {name: check(name) for name in left}
     failed = [
         (name, failures.get(name) or "; ".join(found.detail for found in problems))
@@ -54,29 +62,71 @@ def repair(
     return RepairReport(repaired=tuple(name for name in names if name not in lost), failed=tuple(failed))
 
 
-def _fetch(store: Store, other: Store, name: ArtifactId, failures: dict[ArtifactId, str]) -> None:
-    """Put one artifact, after what it links to and is missing here."""
-    todo, seen = [name], {name}
+def _fetch(
+    writer: Writer, store: Store, other: Store, names: Sequence[ArtifactId], failures: dict[ArtifactId, str]
+) -> None:
+    """Put artifacts, each after what it links to and is missing here; small ones many at a time."""
+    todo, seen, done = list(reversed(names)), set[ArtifactId](), set[ArtifactId]()
+    batch: list[tuple[ArtifactId, PutItem]] = []
     while todo:
         at = todo[-1]
         try:
             info = other.info(at)
-            missing = [link for link in info.links if link not in seen and link not in store]
-            if missing:
+            missing = [link for link in info.links if link not in seen and link not in done and link not in store]
+            if missing and at not in done:
                 seen.update(missing)
                 todo += missing
                 continue
-            for kind in info.kinds or ("other",):
+            for kind in () if at in done else info.kinds or ("other",):
                 if info.size_bytes <= VALUE_MAX:
-                    store.put(other.get(at), kind=kind, verify=True)
+                    batch.append((at, PutItem(data=other.get(at), kind=kind)))
                     continue
+                _put(writer, batch, failures)
                 with other.open_reader(at) as file:
-                    store.put_file(cast(BinaryIO, file), kind=kind)
+                    writer.put_stream(cast(BinaryIO, file), kind)
         except StoreFull:
             raise
         except StoreError as error:
             failures[at] = f"the other store: {error}" if isinstance(error, (NotFound, Corrupt)) else str(error)
-        todo.pop()
+        done.add(todo.pop())
+        if sum(len(item.data) for _, item in batch) > BATCH_BYTES:
+            _put(writer, batch, failures)
+    _put(writer, batch, failures)
+
+
+def _put(writer: Writer, batch: list[tuple[ArtifactId, PutItem]], failures: dict[ArtifactId, str]) -> None:
+    """All in one transaction; one at a time where one of them cannot be put."""
+    items = [item for _, item in batch]
+    try:
+        if all(len(item.data) <= FRAME_SIZE for item in items):
+            writer.put_many(items)
+            batch.clear()
+    except StoreFull:
+        raise
+    except StoreError:
+        pass
+    for name, item in batch:
+        try:
+            writer.put(item, verify=True)
+        except StoreFull:
+            raise
+        except StoreError as error:
+            failures[name] = str(error)
+    batch.clear()
+
+
+@final
+class InOrder:
+    """A backend whose puts bring what they make disorderly into order, in the same transaction."""
+
+    def __init__(self, backend: BlobBackend) -> None:
+        self._backend = backend
+
+    def put(self, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult:
+        return self._backend.put_in_order(items, now_s, lease)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
 
 
 def reorder(t: WriteTransaction, now_s: int) -> int:

@@ -11,7 +11,7 @@ from heapq import merge
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, final
+from typing import Any, BinaryIO, cast, final
 
 from casstore import (
     backups,
@@ -488,8 +488,9 @@ class Store:
         self._check(write=True)
         reader = Reader(self._backend, RecentBytes(), self._stage)
         with collector_lock(self.home):
+            writer = self._writer.over(cast(BlobBackend, repairs.InOrder(self._backend)))
             report = repairs.repair(
-                self, other, map(artifact_id, ids), reorder=lambda: self._backend.reorder(self._now()),
+                writer, self, other, map(artifact_id, ids), reorder=lambda: self._backend.reorder(self._now()),
                 check=lambda name: inspection.check(self._backend, reader, name),
             )  # fmt: skip
         self._backend.sync()

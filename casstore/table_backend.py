@@ -19,6 +19,7 @@ from casstore.backend import (
     Kept,
     NewArtifact,
     NewEncoding,
+    Outcome,
     PutResult,
     Record,
     Row,
@@ -213,6 +214,13 @@ class TableBackend:
     def audit(self, area: str, start: bytes, share: audits.Share, limit: int) -> audits.AuditPage:
         with self._tables.read() as t:
             return audits.audit(t, area, start, share, limit)
+
+    def put_in_order(self, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult:
+        with self._tables.write() as t:
+            result = puts.put(t, items, now_s, lease)
+            if Outcome.NEW in result.outcomes:
+                repairs.reorder(t, now_s)
+            return result
 
     def reorder(self, now_s: int) -> int:
         with self._tables.write() as t:

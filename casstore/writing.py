@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,12 @@ class Writer:
         self._until_look = 0
         self._map_room = 0
         self.healed: list[ArtifactId] = []  # whose damaged copy a put replaced
+
+    def over(self, backend: BlobBackend) -> Writer:
+        """This writer, putting into another backend of the same store."""
+        twin = copy.copy(self)
+        twin._backend = backend
+        return twin
 
     def put(
         self, item: PutItem, *, lease: str | None = None, durable: bool = True, verify: bool = False,
