@@ -229,7 +229,7 @@ def _stored(t: ReadTransaction, data_id: int, value: bytes) -> AuditItem | None:
     except DamagedStore as error:
         return AuditItem(u64(data_id), (Problem("bad_row", None, f"data_id {data_id}: {error}"),))
     problems = []
-    if not _is_visible(t, row.digest, data_id) and t.get(KP, u64(data_id)) is None:
+    if not is_visible(t, row.digest, data_id) and t.get(KP, u64(data_id)) is None:
         problems.append(Problem("orphan_record", row.digest, f"nothing reaches the bytes under data_id {data_id}"))
     if data_id >= load_state(t).next_data_id:
         problems.append(Problem("wrong_number", row.digest, f"data_id {data_id} was not given out yet"))
@@ -246,7 +246,7 @@ def _stored(t: ReadTransaction, data_id: int, value: bytes) -> AuditItem | None:
     return AuditItem(u64(data_id), tuple(problems)) if problems else None
 
 
-def _is_visible(t: ReadTransaction, digest: bytes, data_id: int) -> bool:
+def is_visible(t: ReadTransaction, digest: bytes, data_id: int) -> bool:
     try:
         row = find(t, digest)
     except DamagedStore:
@@ -261,7 +261,7 @@ def _kept(t: ReadTransaction, data_id: int, digest: bytes) -> AuditItem:
         detail = f"data_id {data_id} is kept for it, and holds nothing of it"
         return AuditItem(u64(data_id), (Problem("wrong_kept", digest, detail),))
     problems: tuple[Problem, ...] = ()
-    if _is_visible(t, digest, data_id):
+    if is_visible(t, digest, data_id):
         problems = (Problem("wrong_kept", digest, f"data_id {data_id} is kept as collected, and visible"),)
     return AuditItem(u64(data_id), problems, digest, data_id, record.raw_len, (), record.codec)
 
@@ -316,8 +316,14 @@ def _roots(t: ReadTransaction, start: bytes, share: Share, _: int) -> AuditPage:
 
 def _sums(t: ReadTransaction, start: bytes, share: Share, _: int) -> AuditPage:
     """The counters against the rows, all of one snapshot."""
-    if share.k != share.n:
-        return AuditPage((), None)
+    wrong = miscounted(t) if share.k == share.n else {}
+    told = (f"{name.replace('_', ' ')}: {counted}, there are {there}" for name, (counted, there) in wrong.items())
+    problem = Problem("wrong_counters", None, "counters say " + "; ".join(told))
+    return AuditPage((AuditItem(b"", (problem,)),) if wrong else (), None)
+
+
+def miscounted(t: ReadTransaction) -> dict[str, tuple[int, int]]:
+    """Fields of the state that are not what the rows make of them: what it says, and what is there."""
     state, visible, kept_rows = load_state(t), t.count(IX), t.count(KP)
     found = {"artifacts": (state.artifacts, visible)}
     # Records that belong to nothing, or are missing, have problems of their own, and sums that mean nothing.
@@ -335,12 +341,10 @@ def _sums(t: ReadTransaction, start: bytes, share: Share, _: int) -> AuditPage:
                 stored += row.stored_len
         else:
             found |= {
-                "raw bytes": (state.raw_bytes, raw), "stored bytes": (state.stored_bytes, stored),
-                "stored bytes kept": (state.kept_bytes, kept),
+                "raw_bytes": (state.raw_bytes, raw), "stored_bytes": (state.stored_bytes, stored),
+                "kept_bytes": (state.kept_bytes, kept),
             }  # fmt: skip
-    wrong = [f"{name}: {counted}, there are {there}" for name, (counted, there) in found.items() if counted != there]
-    problem = Problem("wrong_counters", None, "counters say " + "; ".join(wrong))
-    return AuditPage((AuditItem(b"", (problem,)),) if wrong else (), None)
+    return {name: (counted, there) for name, (counted, there) in found.items() if counted != there}
 
 
 AREAS: Final[dict[str, Callable[[ReadTransaction, bytes, Share, int], AuditPage]]] = {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from casstore.audits import AuditPage, Share
+    from casstore.mending import Mended, Prove
 
 
 class Row(NamedTuple):
@@ -310,6 +311,10 @@ class BlobBackend(Protocol):
 
     def put_in_order(self, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult:
         """As `put`, of what was missing; in the same transaction what `reorder` does."""
+
+    def mend(self, now_s: int, prove: Prove) -> list[Mended]:
+        """Put right rows that belong to nothing, and the counters (`casstore.mending`); what was done. The caller
+        keeps collections and compactions out."""
 
     def reorder(self, now_s: int) -> int:
         """Give new data_ids to what links to younger artifacts, and to all that links to it; how many."""

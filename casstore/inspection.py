@@ -14,7 +14,8 @@ from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
 from casstore.items import links_of
 from casstore.reading import Reader, prove_frames
-from casstore.reports import ArtifactInfo, Finding, StoreStats, VerifyReport
+from casstore.reports import ArtifactInfo, Finding, MendReport, StoreStats, VerifyReport
+from casstore.rows import DaRow
 from casstore.stage import Stage
 
 PAGE_ROWS: Final = 1000
@@ -141,12 +142,40 @@ def check(backend: BlobBackend, reader: Reader, name: ArtifactId) -> list[Findin
     return found
 
 
+def mend(backend: BlobBackend, reader: Reader, now_s: int) -> MendReport:
+    """Put right what needs no good copy, and look again, at rows and not at bytes."""
+
+    def prove(data_id: int, row: DaRow) -> tuple[bool, tuple[bytes, ...] | None]:
+        try:
+            if row.codec == Codec.FRAMES:
+                item = audits.AuditItem(b"", (), row.digest, data_id, row.raw_len, (), row.codec)
+                _prove_frames(backend, reader, item, kept=True)
+                return True, None
+            data = reader.data(data_id, row.digest)
+        except StoreError:
+            return False, None
+        return True, links_of(data) if len(data) <= FRAME_SIZE else None  # a larger one may be a stream, without links
+
+    done = backend.mend(now_s, prove)
+    left = [finding for area in audits.AREAS for finding in _structure(backend, area)]
+    return MendReport(done=tuple(_finding(*item) for item in done), left=tuple(left))
+
+
+def _structure(backend: BlobBackend, area: str) -> Iterator[Finding]:
+    at: bytes | None = b""
+    while at is not None:
+        page = backend.audit(area, at, audits.WHOLE, PAGE_ROWS)
+        yield from (_finding(*problem) for item in page.items for problem in item.problems)
+        at = page.next
+
+
+def _finding(code: str, digest: bytes | None, detail: str) -> Finding:
+    return Finding(code=code, id=ArtifactId(digest) if digest else None, detail=detail)
+
+
 def _check(backend: BlobBackend, reader: Reader, item: audits.AuditItem, area: str) -> list[Finding] | None:
     """What the audit found, and what reading the bytes finds; None where they were collected meanwhile."""
-    problems = [
-        Finding(code=code, id=ArtifactId(digest) if digest else None, detail=detail)
-        for code, digest, detail in item.problems
-    ]
+    problems = [_finding(*problem) for problem in item.problems]
     if item.codec is None:
         return problems
     name = ArtifactId(item.digest)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast, final
 
 from casstore.backend import BlobBackend, NewArtifact, PutResult
-from casstore.errors import Corrupt, NotFound, StoreError, StoreFull
+from casstore.errors import Corrupt, DamagedStore, NotFound, StoreError, StoreFull
 from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
 from casstore.items import PutItem
@@ -152,17 +152,24 @@ def _disordered(t: ReadTransaction) -> list[bytes]:
     owners: list[tuple[int, bytes]] = []
     young: set[bytes] = set()
     for digest, _ in t.scan(LN):
-        row = find(t, digest)
+        row = _readable(t, digest)
         if row is not None:
             owners.append((row.data_id, digest))
     owners.sort()
     for data_id, digest in owners:
         for link in links(t, digest):
-            child = find(t, link)
+            child = _readable(t, link)
             if link in young or (child is not None and child.data_id >= data_id):
                 young.add(digest)
                 break
     return [digest for _, digest in owners if digest in young]
+
+
+def _readable(t: ReadTransaction, digest: bytes) -> IxRow | None:
+    try:
+        return find(t, digest)
+    except DamagedStore:
+        return None
 
 
 def _renumber(t: WriteTransaction, state: State, digest: bytes, row: IxRow, now_s: int) -> None:

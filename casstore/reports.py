@@ -66,6 +66,15 @@ class RepairReport:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MendReport:
+    """What was put right, as findings that say what was done, and what rows still contradict, bytes not looked at."""
+
+    done: tuple[Finding, ...]
+    left: tuple[Finding, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GcShare:
     """What goes for one reason: artifacts, their raw bytes, and how many runs it was of (0: of none)."""
 

@@ -55,6 +55,7 @@ from casstore.reports import (
     GcRecord,
     GcReport,
     ImportReport,
+    MendReport,
     RepairReport,
     StoreStats,
     UndeleteReport,
@@ -481,6 +482,17 @@ class Store:
         return inspection.verify(
             self._backend, self._stage, reader, subset=subset, after=after, max_seconds=max_seconds, progress=progress
         )
+
+    def mend(self) -> MendReport:
+        """Put right rows that belong to nothing or contradict others, and the counters: what needs no good copy from
+        elsewhere. Of artifacts it removes none; one whose row in the index is lost gets it back if its bytes are
+        whole. Durable on return, some rows at a time, beside writers; gc and compact are kept out. Raises: Busy."""
+        self._check(write=True)
+        with collector_lock(self.home):
+            reader = Reader(self._backend, RecentBytes(), self._stage)
+            report = inspection.mend(self._backend, reader, self._now())
+        self._backend.sync()
+        return report
 
     def repair(self, other: Store, ids: Iterable[ArtifactId]) -> RepairReport:
         """Get artifacts that are damaged or missing here from another store, verified, with what they link to where

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import final
 
-from casstore import audits, copies, puts, repairs, rewrites, sweeps
+from casstore import audits, copies, mending, puts, repairs, rewrites, sweeps
 from casstore.backend import (
     Ages,
     Candidate,
@@ -221,6 +221,9 @@ class TableBackend:
             if Outcome.NEW in result.outcomes:
                 repairs.reorder(t, now_s)
             return result
+
+    def mend(self, now_s: int, prove: mending.Prove) -> list[mending.Mended]:
+        return mending.mend(self._tables, now_s, prove)
 
     def reorder(self, now_s: int) -> int:
         with self._tables.write() as t:

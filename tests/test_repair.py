@@ -3,20 +3,28 @@ step the store is no worse, and the next repair does the rest."""
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import exit_code, fork_child
+from test_verify import DAMAGES, command
+from test_verify import fill as fill_with_everything
 
 import casstore
-from casstore import ArtifactId, steps
-from casstore.rows import DA, IX, D, IxRow, u64
+import journal
+from casstore import ArtifactId, mending, steps
+from casstore.locks import collector_lock
+from casstore.rows import DA, IX, LN, META, STATE_KEY, D, DaRow, IxRow, State, u64
+from casstore.testing import FakeRoots
+from journal.rows import LIVE, number
 
 Made = dict[str, ArtifactId]
 
@@ -103,3 +111,289 @@ def test_a_kill_between_put_and_order(tmp_path: Path, lost: list[str]) -> None:
     with casstore.open(home) as store:
         assert {found.code for found in store.verify().findings} <= {"wrong_counters"}
         assert store.get_value(made["root"]) == [made["node"], made["large"]]
+
+
+# -- rows of nothing, and counters ----------------------------------------------------------------------
+
+# What needs the good bytes from elsewhere, or a decision; the rest is put right without.
+NOT_MENDED = {
+    "a piece is missing", "a piece of a large one", "the seal of a large one", "a length in the index",
+    "a record of another", "links are missing", "links of another", "links that nothing made", "half a link",
+    "a link is younger", "a base that is younger", "a base that is missing", "a base of what is no delta",
+    "a base is damaged", "a pin of nothing", "the digest of a record",
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Any:
+    with casstore.open(tmp_path / "home") as opened:
+        yield opened
+
+
+def contents(store: casstore.Store, made: Made) -> dict[str, bytes | None]:
+    return {name: store.get(id) if id in store else None for name, id in made.items()}
+
+
+@pytest.mark.parametrize("what", [what for what in DAMAGES if what not in NOT_MENDED])
+def test_each_kind_of_stray_row(store: casstore.Store, what: str) -> None:
+    """Put right: verify finds nothing, every artifact reads as before, a second time nothing is done, and a gc takes
+    what it took before."""
+    made = fill_with_everything(store)
+    before, counters = contents(store, made), store.stats()
+    damage, expected, _ = DAMAGES[what]
+    edit(store, lambda txn: damage(txn, made))
+    report = store.mend()
+    assert {found.code for found in report.done} <= {*expected, "wrong_counters", "orphan_record"} and report.left == ()
+    assert store.verify().findings == () and contents(store, made) == before
+    assert store.mend() == casstore.MendReport(done=(), left=())
+    after = store.stats()
+    assert (after.artifacts, after.raw_bytes, after.stored_bytes, after.kept_bytes) == (
+        counters.artifacts, counters.raw_bytes, counters.stored_bytes, counters.kept_bytes
+    )
+    store.unpin("zstd")
+    assert store.gc(FakeRoots(store), grace=0, force=True).removed[:] == ((made["zstd"], 15000),)
+    assert store.verify().findings == ()
+
+
+@pytest.mark.parametrize("what", sorted(NOT_MENDED))
+def test_what_is_not_mended_is_not_made_worse(store: casstore.Store, what: str) -> None:
+    """No artifact that reads stops to, and nothing else is found than before; what is left of rows is told."""
+    made = fill_with_everything(store)
+    damage, expected, _ = DAMAGES[what]
+    edit(store, lambda txn: damage(txn, made))
+
+    def readable() -> set[str]:
+        found = set()
+        for name, id in made.items():
+            with suppress(casstore.StoreError):
+                store.get(id)
+                found.add(name)
+        return found
+
+    before, counters = readable(), store.stats()
+    report = store.mend()
+    after = {found.code for found in store.verify().findings}
+    assert after <= expected and readable() == before
+    assert {found.code for found in report.left} >= after & mending.MENDS
+    assert {found.code for found in report.left} <= {*expected, "wrong_record", "wrong_length"}
+    assert store.stats().artifacts == counters.artifacts
+
+
+LOST_ROWS = [["leaf"], ["node", "leaf"], ["large"], ["raw", "leaf", "node", "large", "root"]]
+
+
+@pytest.mark.parametrize("made_bad", [None, b"short"])
+@pytest.mark.parametrize("lost", LOST_ROWS)
+def test_a_lost_row_of_the_index(store: casstore.Store, lost: list[str], made_bad: bytes | None) -> None:
+    """The bytes are there and prove their id: they are listed again, under the number that they had, links and all."""
+    made = fill(store)
+    numbers = {name: store._backend.rows([id.digest])[0].data_id for name, id in made.items()}  # type: ignore[union-attr]
+    before = contents(store, made)
+
+    def damage(txn: Any) -> None:
+        for name in lost:
+            txn.delete(IX, made[name].digest)
+            if made_bad is not None:
+                txn.put(IX, made[name].digest, made_bad)
+            txn.delete(LN, made[name].digest)  # which the bytes tell as well, but for the large one
+
+    edit(store, lambda txn: damage(txn) if lost != ["large"] else txn.delete(IX, made["large"].digest))
+    report = store.mend()
+    assert report.left == () and {found.id for found in report.done if found.id} == {made[name] for name in lost}
+    if "large" in lost and len(lost) > 1:
+        return
+    assert store.verify().findings == () and contents(store, made) == before
+    assert {name: store._backend.rows([id.digest])[0].data_id for name, id in made.items()} == numbers  # type: ignore[union-attr]
+    assert not store.gc(FakeRoots(store), grace=0, force=True).removed
+
+
+def test_a_lost_row_whose_child_came_again(store: casstore.Store) -> None:
+    """The child was lost as well, and is younger now: the artifact is listed under a new number at once."""
+    made = fill(store)
+
+    def damage(txn: Any) -> None:
+        lose(made["leaf"])(txn)
+        txn.delete(IX, made["node"].digest)
+
+    edit(store, damage)
+    report = store.mend()
+    assert made["node"] not in store  # its bytes are there, and no leaf
+    assert {found.code for found in report.left} == {"orphan_record", "orphan_links", "missing_link"}
+    assert store.put_value({"leaf": 1}) == made["leaf"]
+    steps.listen(lambda step: None if step != "mend.part" else order(store))
+
+    def order(store: casstore.Store) -> None:
+        assert "wrong_order" not in {found.code for found in store.verify().findings if found.id == made["node"]}
+
+    try:
+        report = store.mend()
+    finally:
+        steps.listen(None)
+    assert made["node"] in {found.id for found in report.done} and report.left == ()
+    assert store.verify().findings == () and store.get_value(made["root"]) == [made["node"], made["large"]]
+
+
+def test_bytes_that_prove_nothing_are_left(store: casstore.Store) -> None:
+    """They may be all that there is of an artifact; once it was put again they go."""
+    data = random.Random(7).randbytes(9000)
+    name = store.put(data)
+    (row,) = store._backend.rows([name.digest])
+    assert row is not None
+
+    def damage(txn: Any) -> None:
+        txn.delete(IX, name.digest)
+        txn.put(D, u64(row.data_id) + bytes(4), bytes(4080))
+
+    edit(store, damage)
+    assert {found.code for found in store.mend().left} == {"orphan_record"}
+    assert name not in store and store.put(data) == name
+    assert {found.code for found in store.mend().done} == {"orphan_record", "wrong_counters"}
+    assert store.verify().findings == () and store.get(name) == data
+
+
+def test_pieces_of_nothing_beyond_the_next_number(store: casstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many of them, and a record: gone before the number is given out, and not purged when it was."""
+    monkeypatch.setattr(mending, "PIECES_MAX", 7)
+    name = store.put(random.Random(3).randbytes(9000))
+    following = store._backend.counters().next_data_id
+    row = DaRow(name.digest, 5, 4080 * 29 + 1, 0, 0, 0, 0)
+
+    def damage(txn: Any) -> None:
+        txn.put(DA, u64(following), row.pack())
+        for piece in range(50):
+            for data_id in (following, following + 1):
+                txn.put(D, u64(data_id) + piece.to_bytes(4, "big"), b"x" * 4080)
+
+    edit(store, damage)
+    assert store.mend().left == () and store.verify().findings == ()
+    names = [store.put(random.Random(seed).randbytes(9000)) for seed in (4, 5)]
+    store.gc(FakeRoots(store), force=True)
+    assert [store.get(name) for name in names] and store.verify().findings == ()
+
+
+def test_a_next_number_that_was_given_out(store: casstore.Store) -> None:
+    """It goes on behind the greatest that is there: a put would write over it."""
+    made = fill(store)
+    before = contents(store, made)
+
+    def damage(txn: Any) -> None:
+        state = State.unpack(txn.get(META, STATE_KEY))
+        state.next_data_id -= 3
+        txn.put(META, STATE_KEY, state.pack())
+
+    edit(store, damage)
+    assert {found.code for found in store.mend().done} == {"wrong_number"}
+    store.put(random.Random(9).randbytes(9000))
+    assert store.verify().findings == () and contents(store, made) == before
+
+
+def test_gc_is_kept_out(store: casstore.Store) -> None:
+    assert store.home is not None
+    with collector_lock(store.home), pytest.raises(casstore.Busy):
+        store.mend()
+
+
+def all_kinds_of_damage(store: casstore.Store) -> Made:
+    """Of each sort that is mended, in one store."""
+    made = fill_with_everything(store)
+
+    def damage(txn: Any) -> None:
+        txn.delete(IX, made["leaf"].digest)
+        txn.put(IX, made["node"].digest, b"short")
+        for what in (
+            "links of nothing", "a kind of nothing", "kept, and not listed", "a record that nothing reaches",
+            "pieces that nothing reaches", "pieces behind the end", "a purge of what lives", "a touch to come",
+            "collected, and visible", "held by no lease", "raw bytes", "kept bytes",
+        ):  # fmt: skip
+            DAMAGES[what][0](txn, made)
+
+    edit(store, damage)
+    return made
+
+
+@pytest.mark.parametrize("rows", [1, 256])
+def test_a_mend_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """At each step: nothing is found that was not before, what read reads, and the next one does the rest."""
+    monkeypatch.setattr(mending, "PART_ROWS", rows)
+    home = tmp_path / "home"
+    with casstore.open(home) as store:
+        made = all_kinds_of_damage(store)
+        found = {finding.code for finding in store.verify().findings}
+        assert found >= mending.MENDS - {"wrong_kept"}
+    left: list[int] = []
+
+    def work() -> None:
+        with casstore.open(home) as store:
+            assert store.mend().left == ()
+
+    def check() -> None:
+        with casstore.open(home) as store:
+            findings = store.verify().findings
+            assert {finding.code for finding in findings} <= found
+            left.append(len(findings))
+            assert all(store.get(made[name]) for name in ("raw", "zstd", "delta", "large"))
+            if len(left) % 3 == 0:
+                store.put(b"%d" % len(left) * 5000)
+                assert store.mend().left == () and store.verify().findings == ()
+
+    assert killed_at_each_step(home, work, check) >= (20 if rows == 1 else 12)
+    assert left == sorted(left, reverse=True) and left[-1] == 0
+    with casstore.open(home) as store:
+        assert store.get_value(made["root"]) == [made["node"], made["leaf"]]
+
+
+def test_writers_between_the_parts(store: casstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New artifacts, uploads, leases, the lost bytes themselves: whatever comes meanwhile is kept, and all is right."""
+    monkeypatch.setattr(mending, "PART_ROWS", 1)
+    made = all_kinds_of_damage(store)
+    put: list[ArtifactId] = []
+
+    def write(step: str) -> None:
+        if step != "mend.part":
+            return
+        steps.listen(None)
+        rng = random.Random(len(put))
+        put.append(store.put(rng.randbytes(5000)))
+        put.append(store.put_value([put[-1], made["raw"]], kind="special"))
+        if len(put) == 6:
+            put.append(store.put_file(io.BytesIO(rng.randbytes(2 << 20))))
+            assert store.put_value({"leaf": 1}) == made["leaf"]
+        with store.lease(60) as lease:
+            lease.put(rng.randbytes(100))
+        steps.listen(write)
+
+    steps.listen(write)
+    try:
+        report = store.mend()
+    finally:
+        steps.listen(None)
+    assert report.left == () and len(put) > 20
+    assert store.verify().findings == () and all(store.get(name) for name in put)
+    assert store.mend().done == ()
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    """Store and journal at once: what is put right is told, exit code 0 where nothing is left, and 3 where something
+    is; without the flag nothing is written."""
+    home = tmp_path / "home"
+    with journal.open(home) as jrn:
+        made = all_kinds_of_damage(jrn.store)
+        jrn.start_run("op", manifest={"m": 1}, context={"n": 0}).release()
+        with jrn._backend._tables.write() as txn:  # type: ignore[attr-defined]
+            txn.delete(LIVE, number(1))
+    for _ in range(2):
+        code, document = command("verify", "--home", home)
+        assert code == 3 and {item["code"] for item in document["findings"]} >= {"wrong_counters", "wrong_row"}
+        assert "mended" not in document
+    before = document["findings"]
+    code, document = command("verify", "--home", home, "--repair")
+    assert code == 0 and all(item["repaired"] for item in document["findings"])
+    assert len(document["findings"]) == len(before) - 1  # the journal is looked at when it is right
+    assert [(item["table"], item["what"]) for item in document["rebuilt"]] == [("live1", "missing")]
+    assert {item["code"] for item in document["mended"]} >= mending.MENDS - {"wrong_kept", "wrong_number"}
+    code, document = command("verify", "--home", home, "--repair")
+    assert (code, document["findings"], document["mended"], document["rebuilt"]) == (0, [], [], [])
+    with casstore.open(home) as store:
+        edit(store, lambda txn: txn.delete(D, u64(IxRow.unpack(txn.get(IX, made["raw"].digest)).data_id) + bytes(4)))
+    code, document = command("verify", "--home", home, "--repair")
+    assert code == 3 and [item["code"] for item in document["findings"]] == ["corrupt"]

@@ -26,7 +26,7 @@ from casstore.cli.options import (
     shown_size,
     talk,
 )
-from casstore.cli.verifying import Places, Subset, mend
+from casstore.cli.verifying import Places, Subset, put_right
 
 
 def register(cli: click.Group) -> None:
@@ -46,18 +46,24 @@ def register(cli: click.Group) -> None:
     @click.option("--max-time", type=Duration(), help="Stop after this long, such as 10m; exit code 4.")
     @click.option("--resume", is_flag=True, help="Go on where the last verify (of this subset) stopped.")
     @click.option(
+        "--repair", is_flag=True,
+        help="Put right what needs no good copy: rows that belong to nothing or contradict others, counters, and the"
+        " rows of the journal (as rebuild does).",
+    )
+    @click.option(
         "--repair-from", type=click.Path(path_type=Path),
-        help="Get what is damaged or missing from another home, such as a backup.",
+        help="As --repair, and get what is damaged or missing from another home, such as a backup.",
     )
     @click.pass_context
     def verify(
         ctx: click.Context, home: Path, out: Out, subset: tuple[int, int] | None, max_time: int | None, resume: bool,
-        repair_from: Path | None,
+        repair: bool, repair_from: Path | None,
     ) -> None:  # fmt: skip
         """Read and check everything: hashes, links, deltas, rows, streams. Exit code 3 when damage is found (and was
         not repaired), else 4 when it stopped at the limit."""
         place = Places(home, subset)
-        with open_store(home, read_only=repair_from is None) as store:
+        repair = repair or repair_from is not None
+        with open_store(home, read_only=not repair) as store:
             with Progress(console=talk, transient=True, disable=not talk.is_terminal) as progress:
                 bar = progress.add_task("verify", total=None)
                 report = store.verify(
@@ -70,13 +76,12 @@ def register(cli: click.Group) -> None:
                 jrn = None
                 if with_journal:
                     jrn = stack.enter_context(open_journal(home, store, read_only=store.read_only))
-                repair = None if repair_from is None else mend(store, jrn, report.findings, repair_from)
+                fixed = put_right(store, jrn, report.findings, repair_from) if repair else None
                 runs = [] if jrn is None else jrn.verify()
         kept = place.keep(report.next)
-        repaired = set(repair.repaired) if repair else set()
         findings: list[dict[str, Any]] = [
             {"code": found.code, "id": str(found.id) if found.id else None, "detail": found.detail,
-             "repaired": found.id in repaired}
+             "repaired": fixed is not None and fixed.is_gone(found)}
             for found in report.findings
         ] + [
             {"code": found.code, "id": None, "run_id": str(found.run_id), "detail": str(found.detail),
@@ -87,24 +92,38 @@ def register(cli: click.Group) -> None:
             "artifacts": report.artifacts, "raw_bytes": report.raw_bytes, "findings": findings,
             "complete": report.complete, "next": report.next,
         }  # fmt: skip
-        if repair is not None:
-            document["repaired"] = [str(name) for name in repair.repaired]
-            document["not_repaired"] = [{"id": str(name), "why": why} for name, why in repair.failed]
+        fetched = None if fixed is None else fixed.fetched
+        if fixed is not None:
+            document["mended"] = [
+                {"code": done.code, "id": str(done.id) if done.id else None, "detail": done.detail}
+                for done in fixed.mended
+            ]
+            document["rebuilt"] = [
+                {"table": item.table, "what": item.what, "run_number": item.run,
+                 "run_id": str(item.run_id) if item.run_id else None}
+                for item in (fixed.rebuilt.changes if fixed.rebuilt else ())
+            ]  # fmt: skip
+        if fetched is not None:
+            document["repaired"] = [str(name) for name in fetched.repaired]
+            document["not_repaired"] = [{"id": str(name), "why": why} for name, why in fetched.failed]
 
         def text() -> None:
             for found in findings:
                 where = found["id"] or found.get("run_id") or "store"
                 click.echo(f"{found['code']}: {where}: {found['detail']}{' (repaired)' if found['repaired'] else ''}")
-            for name, why in repair.failed if repair else ():
+            for name, why in fetched.failed if fetched else ():
                 click.echo(f"not repaired: {name}: {why}")
-            if repair:
-                click.echo(f"{len(repair.repaired)} artifacts repaired, {len(repair.failed)} not")
+            if fixed:
+                rows = len(fixed.mended), len(fixed.rebuilt.changes) if fixed.rebuilt else 0
+                click.echo(f"{rows[0]} things put right in the store, {rows[1]} rows in the journal")
+            if fetched:
+                click.echo(f"{len(fetched.repaired)} artifacts repaired, {len(fetched.failed)} not")
             click.echo(f"{report.artifacts} artifacts, {shown_size(report.raw_bytes)} read; {len(findings)} findings")
             if not report.complete:
                 click.echo("stopped at the limit; " + ("--resume goes on" if kept else "the place could not be kept"))
 
         out.document(document, text)
-        if (repair and repair.failed) or any(not found["repaired"] for found in findings):
+        if (fetched and fetched.failed) or any(not found["repaired"] for found in findings):
             ctx.exit(EXIT_DAMAGE)
         if not report.complete:
             ctx.exit(EXIT_STOPPED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -13,9 +14,10 @@ from casstore import ArtifactId, Finding, RepairReport, Store
 from casstore.cli.options import open_store
 from casstore.home import replace_file
 from casstore.repairs import WANTED
-from journal import InvalidStream, Journal
+from journal import InvalidStream, Journal, RebuildReport
 
 FILE: Final = "verify.next"
+_OF_BYTES: Final = frozenset({"corrupt", "corrupt_base", "damaged_store", "missing_need", "wrong_links"})
 
 
 @final
@@ -70,7 +72,36 @@ class Places:
         return {line.split(" ")[0]: line for line in lines if line.count(" ") == 2}
 
 
-def mend(store: Store, jrn: Journal | None, findings: Sequence[Finding], source: Path) -> RepairReport:
+@final
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What was put right: rows of the store, rows of the journal, artifacts from another home; and what is left."""
+
+    mended: tuple[Finding, ...]
+    rebuilt: RebuildReport | None
+    fetched: RepairReport | None
+    left: frozenset[tuple[str, ArtifactId | None]]
+
+    def is_gone(self, found: Finding) -> bool:
+        """Whether a finding of before holds no more."""
+        if self.fetched is not None and found.id in self.fetched.repaired:
+            return True
+        return found.code not in _OF_BYTES and (found.code, found.id) not in self.left
+
+
+def put_right(store: Store, jrn: Journal | None, findings: Sequence[Finding], source: Path | None) -> Repaired:
+    """First what needs no good copy: what live runs name, and so is to be fetched, is known by the journal's rows."""
+    rebuilt = None if jrn is None else jrn.rebuild()
+    mended = store.mend()
+    done, fetched = mended.done, None
+    if source is not None:
+        fetched = _fetch(store, jrn, findings, source)
+        mended = store.mend()  # the counters: what was missing counts again
+        done += mended.done
+    return Repaired(done, rebuilt, fetched, frozenset((found.code, found.id) for found in mended.left))
+
+
+def _fetch(store: Store, jrn: Journal | None, findings: Sequence[Finding], source: Path) -> RepairReport:
     """Get from another home what was found damaged or missing, and what live runs name that is not there."""
     wanted: list[ArtifactId] = [found.id for found in findings if found.id is not None and found.code in WANTED]
     with suppress(InvalidStream):  # the journal's own finding

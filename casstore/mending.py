@@ -1,0 +1,388 @@
+"""Rows put right that belong to nothing or contradict others, and the counters: what `audits` finds and what needs no
+good copy from elsewhere.
+
+Area by area: what is wrong is looked for in short reads; then each row is judged again in the transaction that
+changes it, with few others, so writers go on and a kill leaves each of them as it was or right. Nothing that could
+still be the only copy of an artifact is removed: a record whose row in the index is lost gets it back if its bytes
+prove the id, and stays where they do not. The caller keeps gc and compact out; from each of these transactions on the
+next gc marks everything.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple, final
+
+from casstore import audits
+from casstore.audits import WHOLE, Problem
+from casstore.errors import DamagedStore
+from casstore.puts import begin, find, finish, load_state, loosen, touch
+from casstore.repairs import reorder
+from casstore.rows import (
+    DA,
+    GONE,
+    IX,
+    KN,
+    KP,
+    LEASE,
+    LEASED,
+    LN,
+    OTHER_KINDS,
+    PURGE,
+    D,
+    DaRow,
+    GoneRow,
+    IxRow,
+    State,
+    from_u64,
+    kind_bit,
+    piece_count,
+    piece_key,
+    u64,
+)
+from casstore.steps import reach
+from casstore.sweeps import drop_bytes, links
+from casstore.tables import ReadTransaction, Tables, WriteTransaction
+
+PART_ROWS: Final = 256  # changed in one transaction
+PIECES_MAX: Final = 2000  # of one data_id removed in one transaction
+_PAGE: Final = 2000
+_NUMBER_MAX: Final = 1 << 62  # a greater data_id is damage, and not one to go on from
+
+# Of these findings of `audits`; bad_row where it is one of the index or of a record.
+MENDS: Final = frozenset({
+    "bad_row", "orphan_kind", "orphan_lease", "orphan_links", "orphan_pieces", "orphan_record", "wrong_counters",
+    "wrong_gone", "wrong_kept", "wrong_number", "wrong_purge", "wrong_touch",
+})  # fmt: skip
+# A row of the index that cannot be read comes after what is lost, which it may link to.
+_AREAS: Final = ("gone", "kept", "records", "artifacts", "pieces", "links", "kinds")
+
+Links = tuple[bytes, ...]
+# Of (data_id, record) whether the bytes have the id that the record says, and what they link to, None where that is
+# what the row of links says.
+Prove = Callable[[int, DaRow], tuple[bool, Links | None]]
+
+
+class Mended(NamedTuple):
+    """What was put right: the code of the finding, the artifact if it is one, and what was done."""
+
+    code: str
+    digest: bytes | None
+    detail: str
+
+
+@final
+class _Facts(NamedTuple):
+    """Learned before anything is judged; nothing that is done meanwhile makes it less: bytes that nothing reaches
+    are no new delta's base, and what they prove they prove."""
+
+    bases: frozenset[int]
+    proofs: dict[int, tuple[bool, Links | None]]
+    lost: dict[bytes, list[int]]  # artifacts without a readable row in the index, and data_ids of their records
+
+
+def mend(tables: Tables, now_s: int, prove: Prove) -> list[Mended]:
+    """All of it; what was done, in order."""
+    done: list[Mended] = []
+    for area in _AREAS:
+        keys = list(_wrong(tables, area))
+        facts = _learn(tables, area, keys, prove) if keys else None
+        if facts is not None and area == "artifacts":  # what they link to first
+            keys.sort(key=lambda digest: max(facts.lost.get(digest, ()), default=0))
+        while keys and facts is not None:
+            with tables.write() as t:
+                part = _Part(t, now_s, facts)
+                left = [key for key in keys[:PART_ROWS] if not part.mend(area, key)]
+                part.finish()
+                reach("mend.written")
+            reach("mend.part")
+            done += part.done
+            keys = left + keys[PART_ROWS:]
+    done += _mend_leases(tables)
+    done += _count(tables)
+    return done
+
+
+def _wrong(tables: Tables, area: str) -> Iterator[bytes]:
+    """Keys of an area where something is to be put right, ascending."""
+    for items in _pages(tables, area):
+        yield from (item.key for item in items if any(problem.code in MENDS for problem in item.problems))
+
+
+def _pages(tables: Tables, area: str) -> Iterator[tuple[audits.AuditItem, ...]]:
+    at: bytes | None = b""
+    while at is not None:
+        with tables.read() as t:
+            page = audits.audit(t, area, at, WHOLE, _PAGE)
+        yield page.items
+        at = page.next
+
+
+def _learn(tables: Tables, area: str, keys: Sequence[bytes], prove: Prove) -> _Facts:
+    if area == "links":
+        left = (problem.digest for page in _pages(tables, "records") for item in page for problem in item.problems
+                if problem.code == "orphan_record")  # fmt: skip
+        return _Facts(frozenset(), {}, {digest: [] for digest in left if digest is not None})
+    if area not in ("artifacts", "kept", "records"):
+        return _Facts(frozenset(), {}, {})
+    wanted, bases = set(keys), set[int]()
+    lost, candidates = defaultdict[bytes, list[int]](list), dict[int, DaRow]()
+    at = b""
+    while True:
+        with tables.read() as t:
+            rows = [row for _, row in zip(range(_PAGE), t.scan(DA, at), strict=False)]
+        for key, value in rows:
+            try:
+                row = DaRow.unpack(value)
+            except DamagedStore:
+                continue
+            bases.add(row.base)
+            if (row.digest if area == "artifacts" else key) in wanted:
+                lost[row.digest].append(from_u64(key))
+                candidates[from_u64(key)] = row
+        if len(rows) < _PAGE:
+            break
+        at = rows[-1][0] + b"\0"
+    proofs = {}
+    for data_id, row in candidates.items():
+        with tables.read() as t:
+            unknown = _is_lost(t, row.digest)
+        proofs[data_id] = prove(data_id, row) if unknown else (False, None)
+    return _Facts(frozenset(bases), proofs, dict(lost))
+
+
+def _is_lost(t: ReadTransaction, digest: bytes) -> bool:
+    """Whether the index should have a readable row of this artifact, and has none: nobody collected it."""
+    try:
+        return find(t, digest) is None and t.get(GONE, digest) is None
+    except DamagedStore:
+        return True
+
+
+@final
+class _Part:
+    """What is put right in one transaction."""
+
+    def __init__(self, t: WriteTransaction, now_s: int, facts: _Facts) -> None:
+        self._t, self._now_s, self._facts = t, now_s, facts
+        self._state: State = begin(t)
+        self._disordered = False
+        self.done: list[Mended] = []
+
+    def finish(self) -> None:
+        if not self.done:
+            return
+        loosen(self._t, self._state)
+        finish(self._t, self._state, self._now_s)
+        if self._disordered:
+            reorder(self._t, self._now_s)
+
+    def mend(self, area: str, key: bytes) -> bool:
+        """Put a row right that is still wrong. False: there is more to do than goes into one transaction."""
+        items = audits.audit(self._t, area, key, WHOLE, 1).items
+        if not items or items[0].key != key:
+            return True
+        for problem in items[0].problems:
+            how = _HOW.get((area, problem.code))
+            said = None if how is None else how(self, key, problem)
+            if said is not None:
+                self.done.append(Mended(problem.code, problem.digest, said))
+            if said == _MORE:
+                return False
+        return True
+
+    # -- the index
+
+    def bad_row(self, digest: bytes, problem: Problem) -> str | None:
+        if not _is_lost(self._t, digest):
+            return None  # it is its links that are damaged
+        for data_id in self._facts.lost.get(digest, []):
+            record = self._record(data_id)
+            if record is not None and self._t.get(KP, u64(data_id)) is None and self._list(data_id, record):
+                return _LISTED
+        self._t.delete(IX, digest)  # so that the bytes can be put again
+        return "it is not listed any more"
+
+    def wrong_touch(self, digest: bytes, _: Problem) -> str | None:
+        row = find(self._t, digest)
+        if row is None:
+            return None
+        touch(self._t, self._state, digest, row, self._now_s)
+        return f"touched by commit {self._state.commit}"
+
+    def wrong_gone(self, digest: bytes, _: Problem) -> str | None:
+        if self._t.get(IX, digest) is not None:
+            self._t.delete(GONE, digest)
+            return "not listed as collected any more"
+        try:
+            row = GoneRow.unpack(self._t.get(GONE, digest) or b"")
+        except DamagedStore:
+            return None
+        self._t.put(GONE, digest, row._replace(data_id=0, until_s=0, names=()).pack())
+        return "listed as collected, without bytes"
+
+    # -- bytes
+
+    def wrong_kept(self, key: bytes, problem: Problem) -> str | None:
+        data_id, record = from_u64(key), self._record(from_u64(key))
+        if record is None and data_id in self._facts.bases:
+            return None  # a put of the good bytes heals what is kept, and then what is made of it
+        other = record is not None and record.digest != problem.digest
+        if record is not None and other and not audits.is_visible(self._t, record.digest, data_id):
+            self._t.put(KP, key, record.digest)
+            return f"data_id {data_id} is kept for {record.digest.hex()}, whose bytes it holds"
+        self._t.delete(KP, key)
+        return f"data_id {data_id} is not listed as kept any more"
+
+    def bad_record(self, key: bytes, _: Problem) -> str | None:
+        self._t.delete(DA, key)  # so that a put of the good bytes can heal what it was of
+        return f"data_id {from_u64(key)} has no record any more"
+
+    def wrong_purge(self, key: bytes, _: Problem) -> str | None:
+        if self._t.get(DA, key) is None:
+            return None  # it went just now
+        self._t.delete(PURGE, key)
+        return f"data_id {from_u64(key)} keeps its pieces"
+
+    def wrong_number(self, key: bytes, _: Problem) -> str | None:
+        data_id = from_u64(key)
+        if self._t.get(DA, key) is None or not self._state.next_data_id <= data_id < _NUMBER_MAX:
+            return None  # it went just now
+        self._state.next_data_id = data_id + 1
+        return f"the next data_id is {data_id + 1}"
+
+    def orphan_record(self, key: bytes, _: Problem) -> str | None:
+        data_id, record = from_u64(key), self._record(from_u64(key))
+        if record is None:
+            return None
+        if _is_lost(self._t, record.digest):
+            return _LISTED if self._list(data_id, record) else None
+        if data_id in self._facts.bases:
+            self._t.put(KP, key, record.digest)
+            self._name(data_id, record.digest)
+            return f"data_id {data_id} is kept: a delta needs it"
+        pieces = piece_count(record.stored_len)
+        if data_id >= self._state.next_data_id:  # which would be given out again while they wait for a purge
+            if self._pieces(key, 0) == _MORE:
+                return _MORE
+            self._t.delete(DA, key)
+            return f"data_id {data_id} is gone"
+        drop_bytes(self._t, [data_id])
+        return f"data_id {data_id} is gone, and its {pieces} pieces go"
+
+    def orphan_pieces(self, key: bytes, _: Problem) -> str | None:
+        record = self._record(from_u64(key))
+        return self._pieces(key, 0 if record is None else piece_count(record.stored_len))
+
+    def _pieces(self, key: bytes, first: int) -> str:
+        """Remove those from a number on."""
+        found = list[bytes]()
+        for piece in self._t.keys(D, piece_key(from_u64(key), first)):
+            if piece[:8] != key[:8]:
+                break
+            if len(found) == PIECES_MAX:
+                self._t.delete_many(D, found)
+                return _MORE
+            found.append(piece)
+        self._t.delete_many(D, found)
+        return f"{len(found)} pieces of data_id {from_u64(key)} are gone"
+
+    def _record(self, data_id: int) -> DaRow | None:
+        found = self._t.get(DA, u64(data_id))
+        try:
+            return None if found is None else DaRow.unpack(found)
+        except DamagedStore:
+            return None
+
+    def _list(self, data_id: int, record: DaRow) -> bool:
+        """Give an artifact its row in the index again, under the data_id that it has, where that keeps the store
+        closed: all that it needs is there. What is younger than it is brings it a new number (`reorder`)."""
+        t, (proven, named) = self._t, self._facts.proofs.get(data_id, (False, None))
+        base = record.base == 0 or (record.base < data_id and self._record(record.base) is not None)
+        if not proven or not base or data_id >= _NUMBER_MAX:
+            return False
+        wanted = links(t, record.digest) if named is None else named
+        try:
+            rows = [find(t, link) for link in wanted]
+        except DamagedStore:
+            return False
+        for row in rows:
+            if row is None:
+                return False
+            self._disordered = self._disordered or row.data_id >= data_id
+        if wanted:
+            t.put(LN, record.digest, b"".join(wanted))
+        else:
+            t.delete(LN, record.digest)
+        other = next((key for key in t.keys(KN, record.digest)), b"").startswith(record.digest)
+        kinds = OTHER_KINDS if other else kind_bit("other")
+        touch(t, self._state, record.digest, IxRow(data_id, 0, 0, kinds, record.raw_len), self._now_s)
+        self._state.next_data_id = max(self._state.next_data_id, data_id + 1)
+        return True
+
+    def _name(self, data_id: int, digest: bytes) -> None:
+        """Where a put of the same bytes finds what is kept, if nothing else is named there."""
+        found = self._t.get(GONE, digest)
+        with suppress(DamagedStore):
+            if found is not None and not (row := GoneRow.unpack(found)).data_id:
+                self._t.put(GONE, digest, row._replace(data_id=data_id).pack())
+
+    # -- what hangs on them
+
+    def orphan_links(self, digest: bytes, _: Problem) -> str | None:
+        if digest in self._facts.lost:
+            return None  # its bytes are there, and large ones do not tell their links
+        self._t.delete(LN, digest)
+        return "its links are gone"
+
+    def orphan_kind(self, key: bytes, _: Problem) -> str | None:
+        self._t.delete(KN, key)
+        return "its kind is gone"
+
+
+_LISTED: Final = "it has a row in the index again"
+_MORE: Final = "pieces are gone"
+_HOW: Final[dict[tuple[str, str], Callable[[_Part, bytes, Problem], str | None]]] = {
+    ("artifacts", "bad_row"): _Part.bad_row, ("artifacts", "wrong_touch"): _Part.wrong_touch,
+    ("gone", "wrong_gone"): _Part.wrong_gone, ("kept", "wrong_kept"): _Part.wrong_kept,
+    ("records", "bad_row"): _Part.bad_record, ("records", "wrong_purge"): _Part.wrong_purge,
+    ("records", "wrong_number"): _Part.wrong_number, ("records", "orphan_record"): _Part.orphan_record,
+    ("pieces", "orphan_pieces"): _Part.orphan_pieces, ("links", "orphan_links"): _Part.orphan_links,
+    ("kinds", "orphan_kind"): _Part.orphan_kind,
+}  # fmt: skip
+
+
+def _mend_leases(tables: Tables) -> list[Mended]:
+    """What is held by leases that are not there."""
+    with tables.read() as t:
+        keys = [key for key in t.keys(LEASED) if t.get(LEASE, key[:-32]) is None]
+    if not keys:
+        return []
+    with tables.write() as t:
+        state = begin(t)
+        gone = [key for key in keys if t.get(LEASE, key[:-32]) is None]
+        t.delete_many(LEASED, gone)
+        loosen(t, state)
+        finish(t, state)
+        reach("mend.written")
+    reach("mend.part")
+    return [Mended("orphan_lease", key[-32:], "not held any more") for key in gone]
+
+
+def _count(tables: Tables) -> list[Mended]:
+    """What the counters of one look are off by is taken off in a later transaction: all others only add to them."""
+    with tables.read() as t:
+        wrong = audits.miscounted(t)
+    if not wrong:
+        return []
+    with tables.write() as t:
+        state = load_state(t)
+        for name, (counted, there) in wrong.items():
+            setattr(state, name, max(getattr(state, name) + there - counted, 0))
+        finish(t, state)
+        reach("mend.written")
+    reach("mend.part")
+    return [Mended("wrong_counters", None, f"{name}: {there}, not {counted}")
+            for name, (counted, there) in wrong.items()]  # fmt: skip
