@@ -8,10 +8,11 @@ from uuid import UUID
 
 from casstore import Store
 from journal import reading, records
-from journal.backend import JournalBackend, RunRow
+from journal.backend import JournalBackend, Look, RunRow
 from journal.envelopes import analyze
 from journal.errors import InvalidStream, RunNotFound
 from journal.events import RecordedEvent, links
+from journal.rebuilding import DOUBLE_ID, doubled
 
 
 class Finding(NamedTuple):
@@ -39,7 +40,11 @@ def verify(
         try:
             with backend.look() as look:
                 row = look.numbered(number)
+                problem = None if row is None else _check_id(look, row)
             if row is None:
+                continue
+            if problem is not None:
+                findings.append(problem)
                 continue
             events = list(reading.read_run(backend, row.run_id, 1, row.head))
             seen[number] = sum(item.position <= newest for item in events)
@@ -52,14 +57,27 @@ def verify(
             findings.append(_finding(error))
         if progress is not None:
             progress(done, len(numbers))
-    findings += _check_feed(backend, newest, seen, bool(findings))
-    if not findings:
-        findings += _check_rows(backend)
-    return findings
+    try:
+        findings += _check_feed(backend, newest, seen, bool(findings))
+    except InvalidStream as error:
+        findings.append(_finding(error))
+    named = {found.run_id for found in findings if found.run_id is not None}
+    return findings + [found for found in _check_rows(backend) if found.run_id not in named]
 
 
 def _finding(error: InvalidStream) -> Finding:
     return Finding(error.code, getattr(error, "run_id", None), getattr(error, "seq", None), str(error))
+
+
+def _check_id(look: Look, row: RunRow) -> Finding | None:
+    """The id of a run leads to it: its events are read by that."""
+    named = look.run(row.run_id)
+    if named is not None and named.number == row.number:
+        return None
+    if named is not None and named.run_id == row.run_id:
+        return Finding(DOUBLE_ID, row.run_id, None, doubled((named.number, row.number)))
+    where = "nowhere" if named is None else f"to run number {named.number}"
+    return Finding("wrong_row", row.run_id, None, f"it is run number {row.number}, but its id leads {where}")
 
 
 def _check_run(backend: JournalBackend, seen: RunRow, events: list[RecordedEvent]) -> Iterator[Finding]:
@@ -82,7 +100,8 @@ def _check_run(backend: JournalBackend, seen: RunRow, events: list[RecordedEvent
 
 
 def _check_rows(backend: JournalBackend) -> Iterator[Finding]:
-    """Rows that no reader came by: those of lists, states, facts and ids, and rows of nothing."""
+    """Rows that no reader came by: those of lists, states, facts and ids, and rows of nothing; these only where all
+    runs can be told what is theirs."""
     report = backend.rebuild(dry_run=True)
     for problem in report.left:
         yield Finding(problem.code, problem.run_id, None, problem.detail)

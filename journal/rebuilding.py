@@ -23,6 +23,7 @@ from journal.events import Event, RunStarted
 from journal.records import Context
 from journal.rows import (
     CL,
+    CUR,
     DONE,
     EV,
     FK,
@@ -42,6 +43,7 @@ from journal.rows import (
     status_byte,
     take_number,
     unpack_claim,
+    unpack_left,
     unpack_number,
     unpack_run,
 )
@@ -50,6 +52,8 @@ from journal.views import RunView, advance
 PART_ROWS: Final = 4096  # changed in one transaction, but for a run that has more
 _ROUNDS: Final = 3
 EPOCHS_LOST: Final = 1 << 32  # above all that are known: no owner took its claim so often
+
+DOUBLE_ID: Final = "double_run_id"
 
 Rows = dict[tuple[bytes, bytes], bytes]  # (table, key) -> value
 _GROWING: Final = (RS, ST, FK)  # with a run
@@ -144,15 +148,14 @@ def survey(txn: ReadTransaction, *, force: bool) -> tuple[RebuildReport, list[Re
 
     if found.next_run <= found.newest_run:  # first, so that no new run gets a number that is taken
         change((META, META_NEXT_RUN), "wrong", 0, None, number(found.newest_run + 1))
+    if found.bad_epoch:
+        change((META, META_EPOCH), "wrong", 0, None, number(found.lost_epoch))
     wanted: set[tuple[bytes, bytes]] = set()
     strays: dict[tuple[bytes, bytes], int] = {}
-    for run in sorted(found.places):
+    contested, held = found.contested(), dict[UUID, list[tuple[int, _Derived]]]()
+
+    def compare(run: int, derived: _Derived) -> None:
         there = found.rows(run)
-        try:
-            derived = _derive(found, run, force=force)
-        except InvalidStream as error:
-            found.problems.append(RowProblem(error.rule, run, error.run_id, error.detail))
-            continue
         for name, value in derived.rows.items():
             if there.get(name) != value:
                 change(name, "wrong" if name in there else "missing", run, derived.run_id, value)
@@ -160,6 +163,23 @@ def survey(txn: ReadTransaction, *, force: bool) -> tuple[RebuildReport, list[Re
         claim = (CL, number(run))
         kept = claim if derived.live and _is_claim(there.get(claim, b"")) else None
         strays.update((name, run) for name in there if name not in derived.rows and name != kept)
+
+    for run in sorted(found.places):
+        try:
+            derived = _derive(found, run, force=force)
+        except InvalidStream as error:
+            found.problems.append(_problem(error, run, contested))
+            continue
+        if derived.run_id in contested:
+            held.setdefault(derived.run_id, []).append((run, derived))
+        else:
+            compare(run, derived)
+    for run_id, claimants in held.items():
+        if len(claimants) == 1:
+            compare(*claimants[0])
+            continue
+        numbers = [run for run, _ in claimants]
+        found.problems += [RowProblem(DOUBLE_ID, run, run_id, doubled(numbers)) for run in numbers]
     for run, rows in sorted(found.loose().items()):
         if run in found.run_rows:
             found.problems.append(RowProblem("no_records", run, found.run_rows[run].run_id, "rows, but no records"))
@@ -170,8 +190,21 @@ def survey(txn: ReadTransaction, *, force: bool) -> tuple[RebuildReport, list[Re
                 change(name, "stray", run, None, None)
     changes = tuple(item for repair in repairs.values() for item in repair.changes)
     events = sum(map(len, found.places.values()))
-    report = RebuildReport(runs=len(found.places), events=events, changes=changes, left=tuple(found.problems))
+    left = (*found.problems, *found.cursors())
+    report = RebuildReport(runs=len(found.places), events=events, changes=changes, left=left)
     return report, list(repairs.values())
+
+
+def _problem(error: InvalidStream, run: int, contested: dict[UUID, list[int]]) -> RowProblem:
+    """What is wrong with a run that cannot be derived. A chain that begins with another id is wrong as well."""
+    if error.rule == "wrong_chain" and error.run_id in contested:
+        return RowProblem(DOUBLE_ID, run, error.run_id, doubled(contested[error.run_id]))
+    return RowProblem(error.rule, run, error.run_id, error.detail)
+
+
+def doubled(numbers: Iterable[int]) -> str:
+    """What to say of runs that claim one id."""
+    return "the run numbers " + " and ".join(map(str, sorted(numbers))) + " claim this id, and a run has one"
 
 
 def _parts(repairs: Iterable[Repair]) -> Iterator[list[Repair]]:
@@ -218,13 +251,19 @@ class _Journal:
         self.next_run = 1
         self.newest_run = 0
         self.lost_epoch = EPOCHS_LOST
+        self.bad_epoch = False
         self._forgetting: set[int] = set()
         self._rows: dict[int, Rows] = {}  # -1: no run's number can be read in them
 
     def read(self) -> None:
-        for key, _ in self.txn.scan(META, META_FORGETTING):
-            if key.startswith(META_FORGETTING):
-                self._forgetting.add(take_number(key, len(META_FORGETTING))[0])
+        for key, value in self.txn.scan(META, META_FORGETTING):
+            if not key.startswith(META_FORGETTING):
+                break
+            try:
+                self._forgetting.add(unpack_number(key[len(META_FORGETTING) :]))
+                unpack_left(value)
+            except InvalidStream as error:
+                self.problems.append(RowProblem("bad_row", None, None, error.detail))
         for key, data in self.txn.scan(EV):
             try:
                 place, run = unpack_number(key), records.peek(data)[1]
@@ -244,7 +283,9 @@ class _Journal:
                     self._read_run(run, value)
         self.newest_run = max([0, *self.run_rows, *self.places, *self._forgetting])
         self.next_run = self._number(META_NEXT_RUN, 1)
-        self.lost_epoch = max(self.lost_epoch, self._number(META_EPOCH, 0) + EPOCHS_LOST)
+        epoch = self._number(META_EPOCH, 0)
+        self.bad_epoch = epoch == 0 and self.txn.get(META, META_EPOCH) is not None
+        self.lost_epoch = max(self.lost_epoch, epoch + EPOCHS_LOST)
 
     def _read_run(self, run: int, value: bytes) -> None:
         try:
@@ -252,6 +293,24 @@ class _Journal:
         except InvalidStream:
             return
         self.lost_epoch = max(self.lost_epoch, row.epoch + EPOCHS_LOST)
+
+    def contested(self) -> dict[UUID, list[int]]:
+        """Run ids that more than one run claims, by its row or by the index of ids, and which."""
+        claims: dict[UUID, set[int]] = {}
+        for run, row in self.run_rows.items():
+            claims.setdefault(row.run_id, set()).add(run)
+        for run, names in self.ids_of.items():
+            for name in names:
+                claims.setdefault(name, set()).add(run)
+        return {name: sorted(runs) for name, runs in claims.items() if len(runs) > 1}
+
+    def cursors(self) -> Iterator[RowProblem]:
+        """Those that cannot be read: nothing says where they stood."""
+        for key, value in self.txn.scan(CUR):
+            try:
+                unpack_number(value)
+            except InvalidStream as error:
+                yield RowProblem("bad_row", None, None, f"the cursor {key.decode(errors='replace')!r}: {error.detail}")
 
     def _number(self, name: bytes, absent: int) -> int:
         given = self.txn.get(META, name)

@@ -163,6 +163,18 @@ def unpack_claim(data: bytes) -> ClaimRow:
         raise InvalidStream("bad_row", None, None, f"the row of a claim: {error}") from error
 
 
+def unpack_left(value: bytes) -> tuple[int, int]:
+    """Of a run that is being forgotten: first seq still there, and head. Raises: InvalidStream with `bad_row`."""
+    try:
+        first, place = take_number(value, 16)
+        head, place = take_number(value, place)
+        if place != len(value):
+            raise ValueError("too long")
+    except ValueError as error:
+        raise InvalidStream("bad_row", None, None, f"the row of a run being forgotten: {error}") from error
+    return first, head
+
+
 def unpack_number(data: bytes) -> int:
     """A row that is one number. Raises: InvalidStream with `bad_row`."""
     try:

@@ -14,7 +14,7 @@ from casstore.ids import ArtifactId
 from casstore.steps import reach
 from casstore.tables import ReadTransaction, Tables, WriteTransaction
 from journal.backend import ClaimRow, Look, RunRow, RunWrite, StateRow, Unit
-from journal.errors import InvalidStream, JournalError, RunLive
+from journal.errors import JournalError, RunLive
 from journal.failures import RunStatus
 from journal.rebuilding import RebuildReport, rebuild, survey
 from journal.rows import (
@@ -42,6 +42,7 @@ from journal.rows import (
     status_byte,
     take_number,
     unpack_claim,
+    unpack_left,
     unpack_number,
     unpack_run,
     unpack_stamp,
@@ -92,7 +93,8 @@ class TableLook:
 
     def forgetting(self) -> Iterator[tuple[UUID, int, int]]:
         for rest, value in self.under(META, META_FORGETTING):
-            yield UUID(bytes=value[:16]), unpack_number(rest), _unpack_left(value)[1]
+            head = unpack_left(value)[1]
+            yield UUID(bytes=value[:16]), unpack_number(rest), head
 
     def claim(self, number_: int) -> ClaimRow | None:
         found = self._txn.get(CL, number(number_))
@@ -434,7 +436,7 @@ def _remove(txn: WriteTransaction, number_: int, limit: int) -> bool:
     value = txn.get(META, META_FORGETTING + key)
     if value is None:
         return True
-    first, head = _unpack_left(value)
+    first, head = unpack_left(value)
     last = min(head, first + limit - 1)
     places = [place for _, place, _ in look.records(number_, first, last)]
     for place in places:
@@ -451,18 +453,6 @@ def _remove(txn: WriteTransaction, number_: int, limit: int) -> bool:
             return False
     txn.delete(META, META_FORGETTING + key)
     return True
-
-
-def _unpack_left(value: bytes) -> tuple[int, int]:
-    """First seq still there, and head. Raises: InvalidStream with `bad_row`."""
-    try:
-        first, place = take_number(value, 16)
-        head, place = take_number(value, place)
-        if place != len(value):
-            raise ValueError("too long")
-    except ValueError as error:
-        raise InvalidStream("bad_row", None, None, f"the row of a run being forgotten: {error}") from error
-    return first, head
 
 
 def _write_claim(txn: WriteTransaction, key: bytes, claim: ClaimRow | None) -> None:

@@ -433,3 +433,71 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert run("rebuild", "--dry-run")[0] == 0
     with journal.open(tmp_path / "home") as jrn:
         assert rows(jrn) == before
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_two_runs_of_one_id(jrn: Any, whole: bool) -> None:
+    """One run's row says the id of another (or is that one's row): both numbers are named, and neither run is given
+    the other's row in the index, not even with force."""
+    first, second = unpack_run_number(jrn, RUN), unpack_run_number(jrn, OPEN)
+    low, high = sorted((first, second))
+    row = unpack_run(first, rows(jrn)[b"run1"][number(first)])
+    theirs = unpack_run(second, rows(jrn)[b"run1"][number(second)])
+    copied = replace(row, number=second) if whole else replace(theirs, run_id=RUN)
+    with jrn._backend._tables.write() as txn:
+        txn.put(b"run1", number(second), pack_run(copied))
+        txn.delete(b"id1", OPEN.bytes)
+    before = rows(jrn)
+    for _ in range(2):
+        (found,) = [found for found in jrn.verify() if found.code == "double_run_id"]
+        assert found.run_id == RUN and f"{low} and {high}" in found.detail
+        report = jrn.rebuild()
+        assert [(item.code, item.run, item.run_id) for item in report.left] == [("double_run_id", second, RUN)]
+        assert report.changes == () and rows(jrn) == before
+    report = jrn.rebuild(force=True)
+    assert [(item.code, item.run) for item in report.left] == [("double_run_id", low), ("double_run_id", high)]
+    assert report.changes == () and rows(jrn) == before
+    with jrn._backend._tables.write() as txn:  # its name is known again
+        txn.put(b"id1", OPEN.bytes, number(second))
+    if not whole:
+        assert {(item.table, item.run) for item in jrn.rebuild().changes} == {("run1", second)}
+        assert jrn.verify() == []
+
+
+def test_rows_that_are_of_no_run(jrn: Any) -> None:
+    """The epoch of new runs is made anew, above all that were; what nothing tells is named: a cursor, and what is left
+    of a run being forgotten. Verify tells of each, and raises nothing."""
+    for name, made in ((b"epoch", b"\xff"), (b"forgetting" + b"\xff", b""), (b"forgetting" + number(3), b"short")):
+        before = rows(jrn)
+        with jrn._backend._tables.write() as txn:
+            txn.put(b"meta1", name, made)
+        assert jrn.verify() != []
+        report = jrn.rebuild()
+        if name == b"epoch":
+            assert [(item.table, item.what) for item in report.changes] == [("meta1", "wrong")] and report.left == ()
+            assert jrn.verify() == []
+            run = jrn.start_run("flow", manifest={}, context={})
+            assert unpack_run(9, rows(jrn)[b"run1"][number(unpack_run_number(jrn, run.run_id))]).epoch >= EPOCHS_LOST
+        else:
+            assert "bad_row" in {item.code for item in report.left} and report.changes == ()
+            with jrn._backend._tables.write() as txn:
+                txn.delete(b"meta1", name)
+            assert rows(jrn) == before
+    with jrn._backend._tables.write() as txn:
+        txn.put(b"cur1", b"consumer", b"\xff")
+        txn.put(b"live1", number(99), b"")
+    assert [(item.code, item.run) for item in jrn.rebuild(dry_run=True).left] == [("bad_row", None)]
+    assert [found.code for found in jrn.verify()] == ["bad_row", "wrong_row"]
+    assert [item.what for item in jrn.rebuild().changes] == ["stray"]
+
+
+def test_stray_rows_beside_other_damage(jrn: Any) -> None:
+    """An artifact is missing: the rows that belong to nothing are named all the same."""
+    with jrn._backend._tables.write() as txn:
+        txn.put(b"live1", number(99), b"")
+    manifest = jrn.run_state(OPEN).manifest_id
+    with jrn.store._backend._tables.write() as txn:
+        txn.delete(b"ix1", manifest.digest)
+    found = jrn.verify()
+    assert {item.code for item in found} == {"missing_artifact", "wrong_row"}
+    assert "run number 99 in live1 is stray" in " ".join(item.detail for item in found)
