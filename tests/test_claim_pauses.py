@@ -38,7 +38,7 @@ A, B = "race.step.a", "race.step.b"
 OVERTAKEN = (AttemptLost, Claimed, Conflict, Fenced, InvalidEvent)
 AHEAD_S = 3600.0
 ROUNDS = 1000
-STEPS_MOST = 60  # more than there are
+STEPS_MOST = 80  # more than there are, also of a plan of two states
 
 
 def orphans(home: Path, ids: Sequence[UUID], plan: list[str]) -> None:
