@@ -576,10 +576,10 @@ def test_appends_that_carry_no_epoch_are_caught(tmp_path: Path, monkeypatch: pyt
     """Case 16, wrong: an append does not compare the epoch, and the stopped one goes on."""
     right = __import__("journal.admission", fromlist=["_claim"])._claim
 
-    def wrong(request: Any, look: Any, row: Any, terms: Any) -> Any:
+    def wrong(request: Any, look: Any, row: Any, held: Any, terms: Any) -> Any:
         request.epoch = None if row is None or request.epoch is None else row.epoch
         request.expected_seq = 0 if row is None else row.head
-        return right(request, look, row, terms)
+        return right(request, look, row, held, terms)
 
     monkeypatch.setattr("journal.admission._claim", wrong)
     with pytest.raises(AssertionError):
