@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import struct
 import sys
 from array import array
@@ -228,7 +230,7 @@ class State:
     kept_bytes: int = 0  # stored bytes of collected artifacts that deltas need
 
     def pack(self) -> bytes:
-        return _STATE.pack(*(getattr(self, field.name) for field in fields(self)))
+        return _STATE.pack(*_state_numbers(self))
 
     @classmethod
     def unpack(cls, data: bytes | None) -> State:
@@ -240,6 +242,7 @@ class State:
 
 
 _STATE: Final = struct.Struct(f">{len(fields(State))}Q")
+_state_numbers: Final = operator.attrgetter(*(field.name for field in fields(State)))
 
 
 def kind_bit(kind: str) -> int:
@@ -247,5 +250,6 @@ def kind_bit(kind: str) -> int:
     return 1 << KINDS.index(kind) if kind in KINDS else OTHER_KINDS
 
 
+@functools.lru_cache(maxsize=1 << len(KINDS))
 def known_kinds(bits: int) -> tuple[str, ...]:
     return tuple(kind for place, kind in enumerate(KINDS) if bits >> place & 1)
