@@ -34,6 +34,7 @@ from casstore.errors import (
     ReadOnly,
     StoreError,
     StoreFull,
+    UndecodableValue,
     UnsupportedFilesystem,
     UnsupportedFormat,
 )
@@ -120,6 +121,7 @@ __all__ = [
     "StoreFull",
     "StoreStats",
     "Tick",
+    "UndecodableValue",
     "UndeleteReport",
     "UnsupportedFilesystem",
     "UnsupportedFormat",

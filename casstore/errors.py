@@ -66,8 +66,16 @@ class InvalidValue(StoreError, ValueError):
     """A value outside the DAG-CBOR profile; `path` points at it, such as `$.messages[3].cost`."""
 
     code = "invalid_value"
-    names = ("path", "reason")
+    names: ClassVar[tuple[str, ...]] = ("path", "reason")
     template = "value cannot be stored: {path}: {reason}"
+
+
+class UndecodableValue(InvalidValue):
+    """Bytes that are no value in its only form: damage, another program, or no value at all. `offset` is where, in
+    bytes from their start, and `path` in which part of the value, as far as it could be read."""
+
+    names = ("path", "reason", "offset")
+    template = "not the bytes of a value: {path}: {reason}, at byte {offset}"
 
 
 class InvalidCar(StoreError, ValueError):

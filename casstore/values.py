@@ -18,8 +18,9 @@ from typing import Any, Final
 import cbor2
 import libipld
 
-from casstore.errors import InvalidValue
+from casstore.errors import InvalidValue, UndecodableValue
 from casstore.ids import ArtifactId
+from casstore.scanning import first_fault
 
 MAX_DEPTH: Final = 128  # containers inside containers; well below where cbor2 overflows a thread's stack
 _INT_MIN, _INT_MAX = -(1 << 64), (1 << 64) - 1
@@ -59,8 +60,18 @@ def encode_reference(value: object) -> tuple[bytes, tuple[ArtifactId, ...]]:
 def decode(data: bytes) -> Any:
     """A fresh value; links are ArtifactIds. Only canonical bytes are accepted: decode then encode gives the same.
 
-    Raises: InvalidValue.
+    Raises: UndecodableValue, with the offset of what is refused; InvalidValue where no bytes are given.
     """
+    try:
+        return _decode(data)
+    except InvalidValue as error:
+        fault = first_fault(data, depth_max=MAX_DEPTH) if type(data) is bytes else None
+        if fault is None:
+            raise
+        raise UndecodableValue(fault.path, fault.rule, fault.offset) from error
+
+
+def _decode(data: bytes) -> Any:
     if type(data) is not bytes:
         raise InvalidValue("$", f"bytes are wanted, not {type(data).__name__}")
     small = len(data) <= MAX_DEPTH  # and so no deeper
@@ -83,8 +94,8 @@ def decode(data: bytes) -> Any:
 
 
 def links(data: bytes) -> tuple[ArtifactId, ...]:
-    """The distinct links of canonical bytes, in order. Raises: InvalidValue."""
-    return encode(decode(data))[1] if may_link(data) else ()
+    """The distinct links of canonical bytes, in order. Raises: InvalidValue, which does not say where."""
+    return encode(_decode(data))[1] if may_link(data) else ()
 
 
 def _is_simple(value: object) -> bool:
