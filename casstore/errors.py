@@ -74,6 +74,7 @@ class UndecodableValue(InvalidValue):
     """Bytes that are no value in its only form: damage, another program, or no value at all. `offset` is where, in
     bytes from their start, and `path` in which part of the value, as far as it could be read."""
 
+    code = "undecodable_value"
     names = ("path", "reason", "offset")
     template = "not the bytes of a value: {path}: {reason}, at byte {offset}"
 

@@ -61,10 +61,21 @@ class InvalidField(InvalidEvent):
     """A field of an event is of the wrong type or out of range; `field` is its path, such as `payload.key`."""
 
     code = "invalid_field"
-    names = ("field", "reason")
+    names: ClassVar[tuple[str, ...]] = ("field", "reason")
     template = "{field}: {reason}"
     field: str
     reason: str
+
+
+class MalformedField(InvalidField):
+    """Bytes that do not decode: a record (`field` is then "record"), or the bytes of a value in one. `offset` is where,
+    in these bytes; `inside` are those of the value."""
+
+    code = "malformed_field"
+    names = ("field", "reason", "offset")
+    template = "{field}: {reason}, at byte {offset}"
+    offset: int
+    inside: bytes | None = None
 
 
 class InvalidRunId(InvalidField):
@@ -333,6 +344,7 @@ class InvalidStream(JournalError):
 
     `rule` (the same word as `code`) names the rule broken; the words are listed in `journal.views`, and
     `bad_record` is a record that does not decode. `run_id` and `seq` are None where they could not be learned.
+    `offset` is the first byte of a record that is refused, where that is one of its form and not of what it says.
     """
 
     code = "invalid_stream"
@@ -343,6 +355,7 @@ class InvalidStream(JournalError):
     seq: int | None
     detail: str
     rule: str
+    offset: int | None = None
 
     def __init__(self, *fields: Any) -> None:
         super().__init__(*fields)

@@ -7,8 +7,8 @@ from enum import StrEnum
 from typing import Any, Final, TypeVar, final
 
 from casstore import values
-from casstore.errors import InvalidValue
-from journal.errors import InvalidField
+from casstore.errors import InvalidValue, UndecodableValue
+from journal.errors import InvalidField, MalformedField
 from journal.ids import check_bool, check_state_id, check_text
 
 
@@ -58,9 +58,14 @@ def encode_value(name: str, value: object) -> bytes:
 
 
 def decode_value(name: str, data: object) -> Any:
-    """The value of canonical bytes. Raises: InvalidField."""
+    """The value of canonical bytes. Raises: MalformedField where they are none; InvalidField."""
     try:
         return values.decode(data)  # type: ignore[arg-type]
+    except UndecodableValue as error:
+        path, reason, offset = error.args
+        refused = MalformedField(f"{name}{path[1:]}", reason, offset)
+        refused.inside = data  # type: ignore[assignment]
+        raise refused from error
     except InvalidValue as error:
         path, reason = error.args
         raise InvalidField(f"{name}{path[1:]}", reason) from error

@@ -15,7 +15,8 @@ import cbor2
 import libipld
 
 from casstore import values
-from journal.errors import InvalidEvent, InvalidField, InvalidStream, UnknownEventVersion
+from casstore.scanning import first_fault
+from journal.errors import InvalidEvent, InvalidField, InvalidStream, MalformedField, UnknownEventVersion
 from journal.events import FIELD_COUNTS
 
 VERSION: Final = 1
@@ -93,25 +94,33 @@ def _parse_carefully(data: bytes, run_id: UUID | None) -> list[Any]:
         whole = type(row) is list and type(row[0]) is int and row[0] == VERSION and cbor2.dumps(row) == data
     except Exception as error:  # the decoder's own errors are many; each means the same here
         _check_version(data, run_id)
-        raise InvalidField("record", f"not CBOR as records have it: {error}") from error
+        raise _refused(data, f"not CBOR as records have it: {error}") from error
     if not whole:
         _check_version(data, run_id)
-        raise InvalidField("record", "not the shortest form, or bytes after the end")
+        raise _refused(data, "not the form that records have")
     if len(row) not in (6, 7):
         raise InvalidField("record", "6 or 7 items are wanted")
     return row  # type: ignore[no-any-return]
+
+
+def _refused(data: bytes, otherwise: str) -> InvalidField:
+    """What is wrong with the form, and where, if that is what is wrong."""
+    fault = first_fault(data, depth_max=_MAX_DEPTH, links=False)
+    if fault is None:
+        return InvalidField("record", otherwise)
+    return MalformedField("record", fault.rule, fault.offset)
 
 
 def peek(data: bytes) -> tuple[int, int, int]:
     """Version, run number and seq, of any version, without a look at the rest. Raises: InvalidField."""
     try:
         if data[0] >> 5 != 4 or not 3 <= data[0] & 31 <= 23:
-            raise InvalidField("record", "no array of 3 to 23 items")
+            raise MalformedField("record", "no array of 3 to 23 items", 0)
         version, place = _uint(data, 1)
         run_number, place = _uint(data, place)
         return version, run_number, _uint(data, place)[0]
     except IndexError as error:
-        raise InvalidField("record", "cut off") from error
+        raise MalformedField("record", "cut off", len(data)) from error
 
 
 def refuse(data: object, run_id: UUID | None, detail: str, cause: Exception) -> NoReturn:
@@ -122,7 +131,16 @@ def refuse(data: object, run_id: UUID | None, detail: str, cause: Exception) -> 
             seq = peek(data)[2]
         except InvalidEvent:
             seq = None
-    raise InvalidStream("bad_record", run_id, seq, detail) from cause
+    error = InvalidStream("bad_record", run_id, seq, detail)
+    if isinstance(cause, MalformedField) and type(data) is bytes:
+        error.offset = cause.offset if cause.inside is None else _place_of(data, cause.inside, cause.offset)
+    raise error from cause
+
+
+def _place_of(data: bytes, inside: bytes, offset: int) -> int | None:
+    """Of a byte of a byte string in a record; None where several are the same."""
+    item = cbor2.dumps(inside)
+    return data.index(item) + len(item) - len(inside) + offset if data.count(item) == 1 else None
 
 
 def _check_version(data: bytes, run_id: UUID | None) -> None:
@@ -138,14 +156,14 @@ def _uint(data: bytes, place: int) -> tuple[int, int]:
     if head < 24:
         return head, place + 1
     if not 24 <= head <= 27:
-        raise InvalidField("record", f"no unsigned integer at byte {place}")
+        raise MalformedField("record", "no unsigned integer", place)
     size = 1 << (head - 24)
     end = place + 1 + size
     if end > len(data):
         raise IndexError
     value = int.from_bytes(data[place + 1 : end], "big")
     if value < (24 if size == 1 else 1 << (4 * size)):
-        raise InvalidField("record", f"a longer integer than needed at byte {place}")
+        raise MalformedField("record", "a longer integer than needed", place)
     return value, end
 
 

@@ -17,14 +17,14 @@ PROJECT = Path(__file__).parent.parent
 # What the journal and other backends may use besides the names of `casstore` itself.
 PUBLIC = {
     "casstore", "casstore.backups", "casstore.environment", "casstore.errors", "casstore.forks", "casstore.home",
-    "casstore.ids", "casstore.lmdb_tables", "casstore.processes", "casstore.roots", "casstore.stage",
-    "casstore.steps", "casstore.tables",
+    "casstore.ids", "casstore.lmdb_tables", "casstore.processes", "casstore.roots", "casstore.scanning",
+    "casstore.stage", "casstore.steps", "casstore.tables",
     "casstore.testing", "casstore.values",
 }  # fmt: skip
 PURE = {
     "casstore.car", "casstore.codec", "casstore.frames", "casstore.segments", "casstore.values", "casstore.ids",
     "casstore.items", "casstore.marks", "casstore.policies", "casstore.rebasing", "casstore.similar", "casstore.times",
-    "casstore.varints",
+    "casstore.scanning", "casstore.varints",
     "journal.events", "journal.event_json", "journal.views", "journal.envelopes", "journal.records",
     "journal.decisions", "journal.domain", "journal.failures", "journal.ids", "journal.storable",
     "journal.blanks", "journal.decoding", "journal.record_form",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 from uuid import UUID
 
@@ -208,6 +209,38 @@ def test_malformed_records_are_refused(data: Any) -> None:
     with pytest.raises(InvalidStream) as caught:
         decode_record(data, started_ms=START, resolve=INSIDE)
     assert caught.value.rule == "bad_record"
+
+
+PAYLOAD = forged(kind=6, fields=["n", b"\xa2\x61b\x01\x61a\x01", None])
+DETAILS = forged(kind=4, fields=[1, None, "x", 0, True, "m", b"\xa1\x61a\x18\x01", None])
+
+
+@pytest.mark.parametrize(
+    ("data", "offset", "words"),
+    [
+        (GOOD + b"\x00", len(GOOD), "bytes after the end"),
+        (GOOD[:-1], len(GOOD) - 3, "cut off: "),
+        (GOOD[:-20], GOOD.index(b"\x58\x20"), "cut off: a string of 32 bytes"),
+        (b"\x98\x07" + GOOD[1:], 0, "no array of 3 to 23 items"),
+        (GOOD[:3], 3, "cut off"),
+        (GOOD[:1] + b"\x18\x01" + GOOD[2:], 1, "longer integer than needed"),
+        (GOOD[:4] + b"\x18\x03" + GOOD[5:], 4, "a longer form"),
+        (b"\x9f" + GOOD[1:] + b"\xff", 0, "no array of 3 to 23 items"),
+        (b"\x87\x01\x01\x06\x00\x03" + b"\x9b\x7f" + b"\xff" * 7, 6, "cut off"),
+        (b"\x86\x01\x01\x06\x00\x06\x83\x62\xc3\x28\x41\xa0\xf6", 8, "no UTF-8"),
+        (b"\x86\x01\x01\x06\x00\x03" + b"\x81" * 1800 + b"\x01", 8, "nested deeper"),
+        (forged(fields=[1, cbor2.CBORTag(42, C.digest)]), 8, "a tag"),
+        (PAYLOAD, PAYLOAD.index(b"\x61a\x01"), "payload: keys out of order"),
+        (DETAILS, DETAILS.index(b"\x18\x01"), "details.a: a longer form"),
+    ],
+)
+def test_where_a_record_stops_to_be_one(data: bytes, offset: int, words: str) -> None:
+    """The offset of what is refused, in bytes from the record's start: as a fact, and in the message."""
+    with pytest.raises(InvalidStream) as caught:
+        decode_record(data, started_ms=START, resolve=INSIDE)
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert words in error.detail and "at byte " in error.detail
+    assert error.offset == offset
 
 
 def test_another_version_is_named() -> None:

@@ -57,11 +57,11 @@ FAULTS: list[tuple[bytes, int, str, str]] = [
 
 @pytest.mark.parametrize(("data", "offset", "rule", "path"), FAULTS)
 def test_each_rule_is_told_with_its_offset(data: bytes, offset: int, rule: str, path: str) -> None:
-    """By the error, which survives a pickle and is of the one type that there was before."""
+    """By the error, which survives a pickle and is still an InvalidValue."""
     with pytest.raises(InvalidValue) as caught:
         values.decode(data)
     error = pickle.loads(pickle.dumps(caught.value))
-    assert type(error) is UndecodableValue and error.code == "invalid_value"
+    assert type(error) is UndecodableValue and error.code == "undecodable_value"
     assert error.fields["offset"] == offset and error.fields["path"].startswith(path[:200])
     assert error.fields["reason"].startswith(rule) and f"at byte {offset}" in str(error)
 
