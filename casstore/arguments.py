@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from casstore.errors import InvalidArgument, InvalidId
 from casstore.ids import ArtifactId
 from casstore.items import PutItem, check_kind
@@ -33,7 +35,11 @@ def optional_id(value: ArtifactId | None, name: str) -> ArtifactId | None:
     raise InvalidId(value, f"{name} must be an ArtifactId")
 
 
-def put_item(item: bytes | tuple[bytes, str] | PutItem) -> PutItem:
+def put_items(items: Iterable[bytes | tuple[bytes, str] | PutItem]) -> list[PutItem]:
+    return [PutItem(data=item) if type(item) is bytes else _put_item(item) for item in items]
+
+
+def _put_item(item: bytes | tuple[bytes, str] | PutItem) -> PutItem:
     if isinstance(item, PutItem):
         return PutItem(data=plain_bytes(item.data), kind=check_kind(item.kind), base=optional_id(item.base, "base"))
     if isinstance(item, tuple):

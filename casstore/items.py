@@ -63,7 +63,7 @@ def check_kind(kind: str) -> str:
 def links_of(data: bytes) -> tuple[bytes, ...]:
     """Digests that the bytes link to. What bytes are decides it, not how they are put: the same id must have
     the same links whoever puts it first, or gc would take a child of the value that another put made of it."""
-    if not values.may_link(data) or LINK_PREFIX not in data:
+    if 0xD8 not in data or not values.may_link(data) or LINK_PREFIX not in data:
         return ()
     try:
         return tuple(link.digest for link in values.links(data))

@@ -9,6 +9,9 @@ and what it needs is older than it (H13).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Final
 
 from casstore import copies
 from casstore.backend import EncodeAgain, NewArtifact, Outcome, PutResult, UploadLost
@@ -41,15 +44,19 @@ from casstore.rows import (
     GoneRow,
     IxRow,
     State,
+    da_row,
     from_u64,
     gone_data_id,
     is_buried,
+    ix_row,
     kind_bit,
     piece_count,
     piece_key,
     u64,
 )
 from casstore.tables import ReadTransaction, WriteTransaction
+
+PLAIN_MIN: Final = 8  # items, from which on it pays to write their rows table by table
 
 
 def load_state(t: ReadTransaction) -> State:
@@ -96,40 +103,99 @@ def put(t: WriteTransaction, items: Sequence[NewArtifact], now_s: int, lease: st
     first: set[bytes] = set()  # items that come before, which later ones may need
     again = []
     for item in items:
-        if not _insertable(t, item, first):
+        if (item.stored is None or item.base is not None) and not _insertable(t, item, first):
             again.append(item.digest)
         first.add(item.digest)
     if again:
         raise EncodeAgain(tuple(again))
-    outcomes, wrote = [], False
+    outcomes: list[Outcome | None] = []  # None for a hit that writes nothing
     kept: list[tuple[bytes, int]] = []
-    for item in items:
-        row = find(t, item.digest)
-        older = _insert(t, state, item, now_s) if row is None else copies.before(t, row.data_id)
-        if older:
-            kept += [(item.digest, data_id) for data_id in copies.kept_from(t, item.digest, older)]
-        if row is None:
-            outcomes.append(Outcome.NEW)
-        elif item.heal:
-            _heal(t, state, item, row, now_s)
-            outcomes.append(Outcome.HEALED)
+    for plain, run in groupby(zip(_plain(t, items), items, strict=True), itemgetter(0)):
+        of_run = [item for _, item in run]
+        if plain:
+            _insert_plain(t, state, of_run, now_s)
+            outcomes += [Outcome.NEW] * len(of_run)
         else:
-            outcomes.append(Outcome.HIT)
-            unlinked = bool(item.links) and t.get(LN, item.digest) is None
-            if item.upload is not None:
-                upload_abort(t, item.upload)
-            elif lease is None and not unlinked and _is_fresh(state, row, item.kind, now_s):
-                continue
-            if unlinked:
-                _link(t, item, row.data_id)
-            touch(t, state, item.digest, row, now_s, _add_kind(t, item))
-        wrote = True
+            outcomes += [_put_one(t, state, item, now_s, kept, renew=lease is not None) for item in of_run]
         if lease is not None:
-            t.put(LEASED, lease.encode() + item.digest, b"")
-    if not wrote:
-        return PutResult(tuple(outcomes), 0, tuple(kept))
+            t.put_many(LEASED, [(lease.encode() + item.digest, b"") for item in of_run])
+    told = tuple(outcome or Outcome.HIT for outcome in outcomes)
+    if not any(outcomes):
+        return PutResult(told, 0, tuple(kept))
     finish(t, state, now_s)
-    return PutResult(tuple(outcomes), state.commit, tuple(kept))
+    return PutResult(told, state.commit, tuple(kept))
+
+
+def _put_one(
+    t: WriteTransaction, state: State, item: NewArtifact, now_s: int, kept: list[tuple[bytes, int]], *, renew: bool
+) -> Outcome | None:
+    """One item; None for a hit that writes nothing, which it never is with `renew`. Earlier copies whose bytes are kept
+    are added to `kept`."""
+    row = find(t, item.digest)
+    older = _insert(t, state, item, now_s) if row is None else copies.before(t, row.data_id)
+    if older:
+        kept += [(item.digest, data_id) for data_id in copies.kept_from(t, item.digest, older)]
+    if row is None:
+        return Outcome.NEW
+    if item.heal:
+        _heal(t, state, item, row, now_s)
+        return Outcome.HEALED
+    unlinked = bool(item.links) and t.get(LN, item.digest) is None
+    if item.upload is not None:
+        upload_abort(t, item.upload)
+    elif not renew and not unlinked and _is_fresh(state, row, item.kind, now_s):
+        return None
+    if unlinked:
+        _link(t, item, row.data_id)
+    touch(t, state, item.digest, row, now_s, _add_kind(t, item))
+    return Outcome.HIT
+
+
+def _plain(t: ReadTransaction, items: Sequence[NewArtifact]) -> list[bool]:
+    """Which of many are new, were never collected and need nothing: all that there is to do is to write their rows."""
+    if len(items) < PLAIN_MIN:
+        return [False] * len(items)
+    digests = [item.digest for item in items]
+    there = t.get_many(IX, digests)
+    gone = t.get_many(GONE, digests) if t.count(GONE) else [None] * len(items)
+    first: set[bytes] = set()  # of several alike the others are hits
+    found = []
+    for item, row, was in zip(items, there, gone, strict=True):
+        digest, kind, _, links, _, stored, _, base, _, _, upload, _ = item
+        plain = (
+            row is None and was is None and stored is not None and base is None and upload is None and not links
+            and kind != DICTIONARY_KIND and digest not in first
+        )  # fmt: skip
+        found.append(plain)
+        first.add(digest)
+    return found
+
+
+def _insert_plain(t: WriteTransaction, state: State, items: Sequence[NewArtifact], now_s: int) -> None:
+    """The rows of new artifacts that need nothing, table by table."""
+    data_id, commit = state.next_data_id, state.commit
+    records, pieces, rows = [], [], []
+    for digest, kind, raw_len, _, codec, stored, stored_len, _, chain, extra, _, _ in items:
+        assert stored is not None
+        records.append((u64(data_id), da_row(digest, raw_len, stored_len, codec, chain, extra)))
+        if 0 < stored_len <= PIECE_SIZE:
+            pieces.append((piece_key(data_id, 0), stored))
+        else:
+            pieces += [(piece_key(data_id, number), piece) for number, piece in enumerate(split(stored))]
+        bit = kind_bit(kind)
+        if bit == OTHER_KINDS:
+            t.put(KN, digest + kind.encode(), b"")
+        rows.append((digest, ix_row(data_id, commit, now_s, bit, raw_len)))
+        data_id += 1
+    t.append_many(DA, records)
+    t.append_many(D, pieces)
+    t.put_many(IX, rows)
+    if state.gc_open:
+        t.put_many(RECENT, [(digest, b"") for digest, _ in rows])
+    state.artifacts += len(items)
+    state.raw_bytes += sum(item.raw_len for item in items)
+    state.stored_bytes += sum(item.stored_len for item in items)
+    state.next_data_id = data_id
 
 
 def _insertable(t: ReadTransaction, item: NewArtifact, first: set[bytes]) -> bool:

@@ -45,6 +45,7 @@ PIECE_SIZE: Final = 4096 - 16  # exactly one overflow page: anything more would 
 
 KINDS: Final = ("manifest", "context_snapshot", "fact_payload", "output", "value", "other")
 OTHER_KINDS: Final = 1 << 31
+_KIND_BITS: Final = {kind: 1 << place for place, kind in enumerate(KINDS)}
 
 _IX: Final = struct.Struct(">QQIIQ")
 _IX_TAIL: Final = struct.Struct(">Q12xIQ")
@@ -113,6 +114,11 @@ def ix_numbers(rows: Sequence[bytes]) -> tuple[array[int], array[int]]:
     return numbers[:: _IX.size // 8], numbers[1 :: _IX.size // 8]
 
 
+def ix_row(data_id: int, touched: int, touched_s: int, kinds: int, raw_len: int) -> bytes:
+    """A packed IxRow."""
+    return _IX.pack(data_id, touched, touched_s, kinds, raw_len)
+
+
 class DaRow(NamedTuple):
     """How bytes are kept. `base` is the data_id that a delta is made against, 0 for none; `earlier` that of the copy
     before this one, where its bytes were kept when this one was put; `extra` is the encoding's own (the hash of a
@@ -136,6 +142,11 @@ class DaRow(NamedTuple):
             raise DamagedStore("table da1", f"a row of {len(data)} bytes instead of {_DA.size} or more")
         digest, raw_len, stored_len, codec, base, chain, earlier = _DA.unpack_from(data)
         return cls(digest, raw_len, stored_len, codec, base, chain, earlier, data[_DA.size :])
+
+
+def da_row(digest: bytes, raw_len: int, stored_len: int, codec: int, chain: int, extra: bytes) -> bytes:
+    """A packed DaRow of what has no base and no earlier copy."""
+    return _DA.pack(digest, raw_len, stored_len, codec, 0, chain, 0) + extra
 
 
 def da_head(data: bytes) -> tuple[bytes, int, int]:
@@ -247,7 +258,7 @@ _state_numbers: Final = operator.attrgetter(*(field.name for field in fields(Sta
 
 def kind_bit(kind: str) -> int:
     """The bit of a known kind, or the one that says: look in kn."""
-    return 1 << KINDS.index(kind) if kind in KINDS else OTHER_KINDS
+    return _KIND_BITS.get(kind, OTHER_KINDS)
 
 
 @functools.lru_cache(maxsize=1 << len(KINDS))

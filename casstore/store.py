@@ -27,7 +27,7 @@ from casstore import (
     values,
 )
 from casstore import undelete as undeleting
-from casstore.arguments import artifact_id, optional_id, pin_name, plain_bytes, put_item
+from casstore.arguments import artifact_id, optional_id, pin_name, plain_bytes, put_items
 from casstore.backend import BlobBackend
 from casstore.errors import (
     AmbiguousPrefix,
@@ -146,7 +146,7 @@ class Store:
         """Store many, in order, one commit for a few MiB; all durable on return. After an error a prefix may be
         stored: no harm, what nothing names is collected."""
         self._check(write=True)
-        return self._writer.put_many([put_item(item) for item in items])
+        return self._writer.put_many(put_items(items))
 
     def _put_leased(self, data: bytes, kind: str, base: ArtifactId | None, lease: str) -> ArtifactId:
         self._check(write=True)

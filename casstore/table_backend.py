@@ -88,7 +88,8 @@ class TableBackend:
 
     def rows(self, digests: Sequence[bytes]) -> list[Row | None]:
         with self._tables.read() as t:
-            return [_row(t, digest, t.get(IX, digest)) for digest in digests]
+            found = t.get_many(IX, digests) if len(digests) > 1 else [t.get(IX, digest) for digest in digests]
+            return [None if row is None else _row(t, digest, row) for digest, row in zip(digests, found, strict=True)]
 
     def load(self, digest: bytes, known: Callable[[bytes], bool]) -> list[Stored] | None:
         with self._tables.read() as t:
@@ -137,9 +138,7 @@ class TableBackend:
             for digest, value in t.scan(IX, after):
                 if digest == after:
                     continue
-                row = _row(t, digest, value)
-                assert row is not None
-                found.append(row)
+                found.append(_row(t, digest, value))
                 if len(found) >= limit:
                     break
             return found
@@ -365,9 +364,7 @@ class TableBackend:
         self._tables.close()
 
 
-def _row(t: ReadTransaction, digest: bytes, value: bytes | None) -> Row | None:
-    if value is None:
-        return None
+def _row(t: ReadTransaction, digest: bytes, value: bytes) -> Row:
     row = IxRow.unpack(value)
     kinds = known_kinds(row.kinds)
     if row.kinds & OTHER_KINDS:

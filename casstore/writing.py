@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import compress
 from typing import BinaryIO, Final, final
 
 from blake3 import blake3
@@ -28,6 +29,7 @@ from casstore.items import PreparedPut, PutItem, links_of
 from casstore.processes import current_process
 from casstore.reading import Reader
 from casstore.recent import RecentBytes
+from casstore.similar import SIZE_MIN
 from casstore.stage import Stage, Staged
 from casstore.steps import reach
 from casstore.uploads import THREADS_MAX, frames_of, read_up_to, write_frames
@@ -126,7 +128,8 @@ class Writer:
             digests = [blake3(item.data).digest() for item in batch]
             self._write(self._prepare_all(batch, digests), batch, lease)
             for item, digest in zip(batch, digests, strict=True):
-                self._remember(item, digest)
+                if len(item.data) >= SIZE_MIN or item.base is not None or item.kind == "context_snapshot":
+                    self._remember(item, digest)
             ids.extend(map(ArtifactId, digests))
         self._flush(True)
         return ids
@@ -176,9 +179,30 @@ class Writer:
         """As `_prepare` for each, after one look; large ones are encoded by several threads, which zstd allows."""
         rows = self._backend.rows(digests)
         if sum(len(item.data) for item in batch) < THREADS_FROM_BYTES * len(batch) or len(batch) == 1:
-            return list(map(self._encode, batch, digests, rows))
+            whole = self._whole_at_once(batch, digests, rows)
+            return [
+                self._encode(item, digest, row) if done is None else done
+                for item, digest, row, done in zip(batch, digests, rows, whole, strict=True)
+            ]
         with ThreadPoolExecutor(max_workers=min(THREADS_MAX, os.cpu_count() or 1)) as threads:
             return list(threads.map(self._encode, batch, digests, rows))
+
+    def _whole_at_once(
+        self, batch: Sequence[PutItem], digests: Sequence[bytes], rows: Sequence[Row | None]
+    ) -> list[NewArtifact | None]:
+        """Of new ones that are too small for a base, and whose kind has no dictionary: they are encoded together."""
+        kinds = {item.kind for item in batch}
+        each = len(batch) // len(kinds)
+        plain = {kind for kind in kinds if kind == dictionaries.KIND or self._dictionary(kind, each) is None}
+        alone = [
+            row is None and len(item.data) < SIZE_MIN and item.base is None and item.kind in plain
+            for item, row in zip(batch, rows, strict=True)
+        ]
+        encoded = iter(codec.encode_all([item.data for item in compress(batch, alone)]))
+        return [
+            _encoded(item, digest, links_of(item.data), next(encoded)) if one else None
+            for item, digest, one in zip(batch, digests, alone, strict=True)
+        ]
 
     def _encode(
         self, item: PutItem, digest: bytes, row: Row | None, known: tuple[bytes, ...] | None = None,
@@ -203,7 +227,7 @@ class Writer:
         base = found[0] if encoded.codec == codec.Codec.ZSTD_DICTIONARY else None
         return _encoded(item, digest, links, encoded, base)
 
-    def _dictionary(self, kind: str) -> tuple[bytes, bytes] | None:
+    def _dictionary(self, kind: str, puts: int = 1) -> tuple[bytes, bytes] | None:
         """(digest, bytes) of the kind's dictionary. Looked for now and then: an old one is as right as a new one."""
         if self._until_look <= 0:
             self._until_look = LOOK_EVERY_PUTS
@@ -212,7 +236,7 @@ class Writer:
                 name.removeprefix(dictionaries.PIN): digest
                 for name, digest in pins.items() if name.startswith(dictionaries.PIN)
             }  # fmt: skip
-        self._until_look -= 1
+        self._until_look -= puts
         digest = self._dictionaries.get(kind)
         if digest is None:
             return None
@@ -294,7 +318,7 @@ class Writer:
         return row, walk + rest
 
     def _write(self, prepared: list[NewArtifact], items: Sequence[PutItem], lease: str | None) -> None:
-        of = {put.digest: item for put, item in zip(prepared, items, strict=True)}
+        of = dict(zip([put.digest for put in prepared], items, strict=True))
         self._put_items(prepared, lambda put: _whole(of[put.digest], put.digest, put.links), lease)
 
     def _put_items(
@@ -344,8 +368,9 @@ class Writer:
         """Note what was healed. What was put again is good: where an earlier copy that deltas are made of is damaged,
         it is rewritten in place, so that they read again. The put is done either way. Very large ones (put as streams)
         are left."""
-        outcomes = zip(prepared, result.outcomes, strict=True)
-        self.healed += [ArtifactId(item.digest) for item, outcome in outcomes if outcome is Outcome.HEALED]
+        if Outcome.HEALED in result.outcomes:
+            outcomes = zip(prepared, result.outcomes, strict=True)
+            self.healed += [ArtifactId(item.digest) for item, outcome in outcomes if outcome is Outcome.HEALED]
         for digest, data_id in result.kept:
             with suppress(StoreFull, NotFound, Corrupt, DamagedStore):
                 if self._reader.is_sound_copy(data_id, digest):
@@ -503,8 +528,8 @@ def _encoded(
     item: PutItem, digest: bytes, links: tuple[bytes, ...], encoded: codec.Encoded, base: bytes | None = None,
     chain: int = 0,
 ) -> NewArtifact:  # fmt: skip
-    size, stored = len(item.data), encoded.stored
-    return NewArtifact(digest, item.kind, size, links, encoded.codec, stored, len(stored), base=base, chain=chain)
+    how, stored = encoded
+    return NewArtifact(digest, item.kind, len(item.data), links, how, stored, len(stored), base, chain)
 
 
 def _batches(items: Sequence[PutItem]) -> Iterator[list[PutItem]]:

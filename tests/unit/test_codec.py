@@ -42,6 +42,14 @@ def test_all_encodings_come_back(data: bytes, other: bytes, seed: int | None) ->
         assert len(encoded.stored) <= len(data)  # nothing grows
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(TEXTS, max_size=40), st.integers(0, 2000))
+def test_many_at_once_are_encoded_as_each(texts: list[bytes], size: int) -> None:
+    """In one call of the compressor or in many, empty ones among them."""
+    for many in (texts, [b"", random.Random(size).randbytes(size), *texts, bytes(64 << 10)]):
+        assert codec.encode_all(many) == [codec.encode_whole(data) for data in many]
+
+
 @settings(max_examples=200, deadline=None)
 @given(TEXTS, st.integers(0, 2**32), st.integers(0, 6))
 def test_segments_give_back_the_new_bytes(base: bytes, seed: int, edits: int) -> None:

@@ -1,0 +1,133 @@
+"""Many at once: the quick ways write and read what one at a time does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+import casstore
+from casstore import puts, values
+from casstore.backend import Candidate, Decision, NewArtifact, Outcome, PutResult, SweepView, Verdict
+from casstore.codec import Codec
+from casstore.rows import DICTIONARY_KIND, PIECE_SIZE, TABLES
+from casstore.table_backend import TableBackend
+from casstore.tables import MemoryTables
+from casstore.testing import memory_store
+
+
+def artifact(data: bytes, kind: str = "other", links: Sequence[bytes] = (), base: bytes | None = None) -> NewArtifact:
+    codec = Codec.RAW if base is None else Codec.ZSTD_DELTA
+    return NewArtifact(blake3(data).digest(), kind, len(data), tuple(links), codec, data, len(data), base)
+
+
+def mixed(rng: random.Random, old: Sequence[NewArtifact]) -> list[NewArtifact]:
+    """New ones of all kinds and sizes, several alike, hits, values that link to and deltas of some that came before."""
+    made: list[NewArtifact] = []
+    for _ in range(40):
+        before = [*old, *made]
+        what = rng.randrange(8)
+        links, base = [], None
+        if what == 0 and before:
+            made.append(rng.choice(before))
+            continue
+        if what == 1 and before:
+            links = [rng.choice(before).digest]
+        elif what == 2 and before:
+            base = rng.choice(before).digest
+        size = rng.choice([0, 1, 100, PIECE_SIZE, PIECE_SIZE + 1, 3 * PIECE_SIZE]) if what == 3 else 20
+        data = (b"%d " % rng.getrandbits(40)).ljust(size, b".") if size else b""
+        made.append(artifact(data, rng.choice(["other", "value", "letter", DICTIONARY_KIND]), links, base))
+    return made
+
+
+def delete_all(count: int, _: SweepView) -> list[Decision]:
+    return [Decision(Verdict.DELETE)] * count
+
+
+def put_into(
+    tables: MemoryTables, plain_min: int, rounds: Sequence[tuple[Sequence[NewArtifact], str | None]], collected: int
+) -> tuple[list[PutResult], dict[bytes, dict[bytes, bytes]]]:
+    backend, done = TableBackend(tables), []
+    backend.bind("uuid")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(puts, "PLAIN_MIN", plain_min)
+        backend.lease_open("lease", 1 << 40)
+        for number, (items, lease) in enumerate(rounds):
+            if number == collected:
+                opened = backend.gc_open(100, 0, b"{}")
+                rows = [row for row in backend.page(b"", 1000) if row.data_id % 2]
+                went = [Candidate(row.data_id, row.digest, False) for row in rows]
+                judge = partial(delete_all, len(went))
+                backend.gc_sweep(opened.epoch, went[::-1], judge, 100, lambda: None)
+            done.append(backend.put(items, 100 + number, lease))
+    return done, {table: dict(rows) for table, rows in tables._rows.items()}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_rows_written_table_by_table_are_those_of_one_put_after_the_other(seed: int) -> None:
+    """Also after something was collected, while a gc is open, and under a lease."""
+    rng, rounds, old = random.Random(seed), list[tuple[list[NewArtifact], str | None]](), list[NewArtifact]()
+    for _ in range(3):
+        items = mixed(rng, old)
+        rounds.append((items, rng.choice([None, "lease"])))
+        old += items
+    # After the collection nothing is put that needs what went: a put that is refused would end the comparison.
+    rounds.append(([item for item in [*old, *mixed(rng, ())] if not item.links and item.base is None], None))
+    singly = put_into(MemoryTables(TABLES), 1 << 30, rounds, 3)
+    together = put_into(MemoryTables(TABLES), 1, rounds, 3)
+    assert together == singly
+    assert {outcome for result in singly[0] for outcome in result.outcomes} == {Outcome.NEW, Outcome.HIT}
+
+
+def test_a_value_before_its_child_in_a_batch_is_refused() -> None:
+    """In order means in order, whatever is written together."""
+    child = artifact(b"child")
+    others = [artifact(b"%d" % number) for number in range(20)]
+    backend = TableBackend(MemoryTables(TABLES))
+    with pytest.raises(casstore.MissingArtifact):
+        backend.put([*others, artifact(b"parent", links=[child.digest]), child], 1, None)
+    assert backend.counters().artifacts == 0
+
+
+def test_put_many_gives_what_put_gives(tmp_path: Path) -> None:
+    """Ids, kinds, links and encodings; what was there already is healed where it is damaged."""
+    rng = random.Random(4)
+    words = [b"%d " % rng.randrange(1000) for _ in range(300)]
+    items: list[bytes | tuple[bytes, str]] = [b"".join(rng.choices(words, k=rng.randrange(400))) for _ in range(300)]
+    items += [(rng.randbytes(rng.randrange(3000)), kind) for kind in islice(cycle(["value", "letter"]), 60)]
+    items += [b"", b"", b"x", values.encode({"nothing": [1, 2, 3]})[0]]
+    with casstore.open(tmp_path / "many") as many, casstore.open(tmp_path / "one") as one:
+        child = many.put(b"child")
+        one.put(b"child")
+        items.append((values.encode({"child": child})[0], "value"))
+        ids = many.put_many(items)
+        for item, name in zip(items, ids, strict=True):
+            data, kind = item if isinstance(item, tuple) else (item, "other")
+            assert one.put(data, kind=kind, durable=False) == name
+            found, wanted = many.info(name), one.info(name)
+            assert (found.kinds, found.links, found.size_bytes) == (wanted.kinds, wanted.links, wanted.size_bytes)
+            assert many.get(name) == data
+        assert many.verify().findings == () == one.verify().findings
+        # What is large enough for a base may be a delta in the one and whole in the other.
+        small = [name for name in dict.fromkeys(ids) if many.info(name).size_bytes < 4096]
+        assert [many.info(name).stored_bytes for name in small] == [one.info(name).stored_bytes for name in small]
+
+
+def test_many_go_with_their_kinds_dictionary() -> None:
+    """A batch of small ones is not taken past a dictionary that is there."""
+    store, rng = memory_store(), random.Random(2)
+    texts = [
+        b'{"name": "%x", "state": "waiting for an answer", "retries": %d}' % (rng.getrandbits(64), n)
+        for n in range(600)
+    ]  # fmt: skip
+    store.put_many([(text, "note") for text in texts[:400]])
+    assert store.train("note") is not None
+    ids = store.put_many([(text, "note") for text in texts[400:]])
+    assert all(store.info(name).base is not None for name in ids)
+    assert [store.get(name) for name in ids] == texts[400:]
