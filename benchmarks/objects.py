@@ -41,7 +41,7 @@ def run(results: Results, options: Options) -> None:
 
 
 def measure_objects(peer: type[ObjectPeer], home: Path, number: int, *, count: int, size: int) -> Samples:
-    """One peer, once: put into a new home, then read twice by a fresh object."""
+    """One peer, once: put into a new home, then read twice by a fresh object, then by a call for each."""
     items = objects(count, size, seed=11 + number)
     subject = peer(home)
     flushes = flushing.total()
@@ -54,8 +54,11 @@ def measure_objects(peer: type[ObjectPeer], home: Path, number: int, *, count: i
     with quiet():
         read_s, found = timed(partial(subject.get_many, keys))
         warm_s, again = timed(partial(subject.get_many, keys))
+        each_s, each = timed(partial(subject.get_each, keys))
     subject.close()
-    if found != items or again != items:
+    if each is not None:
+        counted["each_read_per_s"] = count / each_s
+    if found != items or again != items or each not in (items, None):
         raise AssertionError(f"{peer.name}: what was read is not what was put")
     return {"put_per_s": count / put_s, "read_per_s": count / read_s, "warm_read_per_s": count / warm_s,
             "disk_bytes": disk, **counted}  # fmt: skip

@@ -41,6 +41,9 @@ class Stored(NamedTuple):
     stored: bytes
 
 
+Small = tuple[int, bytes, int]  # codec, stored bytes and raw length of what is kept by itself, in one piece
+
+
 class Edges(NamedTuple):
     """What an artifact needs: linked digests, one after the other, and the data_ids of its base, the base's base, and
     so on."""
@@ -254,6 +257,10 @@ class BlobBackend(Protocol):
     def load(self, digest: bytes, known: Callable[[bytes], bool]) -> list[Stored] | None:
         """The artifact's bytes, then its base's, down to one stored whole or whose digest is `known` (its
         bytes are left out)."""
+
+    def load_small(self, digests: Sequence[bytes], raw_max: int) -> list[Small | None]:
+        """Of each artifact, if it is kept by itself in one piece and has up to `raw_max` bytes. None says nothing:
+        `load` tells."""
 
     def load_data(self, data_id: int) -> list[Stored] | None:
         """The same, of bytes that may have lost their index row."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import enum
 import functools
+import struct
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import zstandard
@@ -170,6 +172,34 @@ def decode(codec: int, stored: bytes, raw_len: int, base: bytes | None) -> bytes
     if len(data) != raw_len:
         raise DecodeError(f"{len(data)} bytes instead of {raw_len}")
     return data
+
+
+def decode_all(many: Sequence[tuple[int, bytes, int] | None]) -> list[bytes | None]:
+    """As `decode` of each (codec, stored bytes, raw length), without bases; None where that would raise, and for None.
+    Small ones are decompressed in one call, which uses two cores; what it allocates is the sum of the lengths."""
+    found = [one[1] if one is not None and one[0] == Codec.RAW and len(one[1]) == one[2] else None for one in many]
+    places = [place for place, one in enumerate(many) if one is not None and one[0] == Codec.ZSTD and one[2]]
+    packed = [many[place] for place in places]
+    for place, data in zip(places, _decompress_all([one for one in packed if one is not None]), strict=True):
+        found[place] = data
+    return found
+
+
+def _decompress_all(many: Sequence[tuple[int, bytes, int]]) -> list[bytes | None]:
+    if _MANY_AT_ONCE and sum(raw_len for _, _, raw_len in many) >= _MANY_BYTES_MIN:
+        sizes = struct.pack(f"={len(many)}Q", *[raw_len for _, _, raw_len in many])
+        with suppress(zstandard.ZstdError, ValueError, MemoryError):
+            data: Any = _thread.decompressor.multi_decompress_to_buffer(
+                [stored for _, stored, _ in many], decompressed_sizes=sizes, threads=_MANY_THREADS
+            )
+            return [one.tobytes() for one in data]
+    return [_decoded(codec, stored, raw_len) for codec, stored, raw_len in many]
+
+
+def _decoded(codec: int, stored: bytes, raw_len: int) -> bytes | None:
+    with suppress(DecodeError):
+        return decode(codec, stored, raw_len, None)
+    return None
 
 
 def _needed(base: bytes | None) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, final
 
 from blake3 import blake3
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 RAW_LEN_MAX: Final = 1 << 44
 LOOK_BYTES: Final = 4 << 20
+MANY_ITEMS: Final = 500
+SMALL_RAW_MAX: Final = 32 << 10
 
 
 @final
@@ -58,6 +61,18 @@ class Reader:
         if self._stage.find(digest) is not None:
             raise Corrupt(ArtifactId(digest), "it is staged, and its base is gone")
         raise self.missing(digest)
+
+    def get_many(self, digests: Sequence[bytes]) -> list[bytes]:
+        """As `get` of each, with fewer looks where they are small."""
+        found: list[bytes] = []
+        for start in range(0, len(digests), MANY_ITEMS):
+            batch = digests[start : start + MANY_ITEMS]
+            many = codec.decode_all(self._backend.load_small(batch, SMALL_RAW_MAX))
+            found += [
+                data if data is not None and blake3(data).digest() == digest else self.get(digest)
+                for digest, data in zip(batch, many, strict=True)
+            ]
+        return found
 
     def _unstage(self, row: Staged, *, fresh: bool) -> bytes | None:
         """Decode a staged artifact. Its base was staged before it, or is in the store; None where it is not there:

@@ -48,6 +48,7 @@ OTHER_KINDS: Final = 1 << 31
 _KIND_BITS: Final = {kind: 1 << place for place, kind in enumerate(KINDS)}
 
 _IX: Final = struct.Struct(">QQIIQ")
+IX_SIZE: Final = _IX.size
 _IX_TAIL: Final = struct.Struct(">Q12xIQ")
 _DA: Final = struct.Struct(">32sQQBQHQ")
 _DA_HEAD: Final = struct.Struct(">32sQQBQ")
@@ -155,6 +156,14 @@ def da_head(data: bytes) -> tuple[bytes, int, int]:
         raise DamagedStore("table da1", f"a row of {len(data)} bytes instead of {_DA.size} or more")
     digest, _, stored_len, _, base = _DA_HEAD.unpack_from(data)
     return digest, stored_len, base
+
+
+def da_encoding(data: bytes) -> tuple[int, int, int, int]:
+    """(raw length, stored length, codec, base) of a DaRow: what reading it takes."""
+    if len(data) < _DA.size:
+        raise DamagedStore("table da1", f"a row of {len(data)} bytes instead of {_DA.size} or more")
+    _, raw_len, stored_len, codec, base = _DA_HEAD.unpack_from(data)
+    return raw_len, stored_len, codec, base
 
 
 def da_earlier(data: bytes) -> int:

@@ -168,6 +168,12 @@ class Store:
         self._check()
         return self._reader.get(artifact_id(id).digest)
 
+    def get_many(self, ids: Iterable[ArtifactId]) -> list[bytes]:
+        """The bytes of each, in order, verified: small ones several times as fast as by `get`. Raises: as `get`, of
+        the first of them that cannot be read."""
+        self._check()
+        return self._reader.get_many([artifact_id(found).digest for found in ids])
+
     def get_value(self, id: ArtifactId) -> Any:
         """The value, a fresh object, links as ArtifactIds. Raises: InvalidValue if the bytes are no value."""
         return values.decode(self.get(id))

@@ -23,6 +23,7 @@ from casstore.backend import (
     PutResult,
     Record,
     Row,
+    Small,
     Stored,
     SweepResult,
     Until,
@@ -35,6 +36,7 @@ from casstore.rows import (
     GCS,
     GONE,
     IX,
+    IX_SIZE,
     KN,
     KP,
     LEASE,
@@ -48,6 +50,7 @@ from casstore.rows import (
     DaRow,
     IxRow,
     da_digest,
+    da_encoding,
     from_u64,
     known_kinds,
     piece_count,
@@ -56,6 +59,7 @@ from casstore.rows import (
 )
 from casstore.tables import CompactableTables, ReadTransaction
 
+FIRST_PIECE = piece_key(0, 0)[8:]
 FRAMES_CODEC = 5  # casstore.codec.Codec.FRAMES: its bytes are read by range, never whole
 
 
@@ -95,6 +99,10 @@ class TableBackend:
         with self._tables.read() as t:
             row = puts.find(t, digest)
             return _chain(t, row.data_id, digest, known) if row is not None else None
+
+    def load_small(self, digests: Sequence[bytes], raw_max: int) -> list[Small | None]:
+        with self._tables.read() as t:
+            return _small(t, digests, raw_max)
 
     def load_data(self, data_id: int) -> list[Stored] | None:
         with self._tables.read() as t:
@@ -414,6 +422,24 @@ def _pieces(t: ReadTransaction, record: DaRow, data_id: int, first: int, stop: i
     ):
         return data
     return b"".join(_piece(t, record, data_id, number, record.digest) for number in range(first, stop))
+
+
+def _small(t: ReadTransaction, digests: Sequence[bytes], raw_max: int) -> list[Small | None]:
+    """In three reads, however many there are."""
+    rows = t.get_many(IX, digests)
+    there = [(place, row[:8]) for place, row in enumerate(rows) if row is not None and len(row) == IX_SIZE]
+    whole = []
+    for (place, number), record in zip(there, t.get_many(DA, [number for _, number in there]), strict=True):
+        if record is not None:
+            raw_len, stored_len, codec, base = da_encoding(record)
+            if not base and codec != FRAMES_CODEC and 0 < stored_len <= PIECE_SIZE and raw_len <= raw_max:
+                whole.append((place, number + FIRST_PIECE, codec, stored_len, raw_len))
+    pieces = t.get_many(D, [key for _, key, _, _, _ in whole])
+    found: list[Small | None] = [None] * len(digests)
+    for (place, _, codec, stored_len, raw_len), piece in zip(whole, pieces, strict=True):
+        if piece is not None and len(piece) == stored_len:
+            found[place] = codec, piece, raw_len
+    return found
 
 
 def _stored(row: DaRow, data_id: int, stored: bytes) -> Stored:

@@ -7,23 +7,28 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+import zstandard
 from blake3 import blake3
 
 import casstore
-from casstore import puts, values
+import journal
+from benchmarks import memory
+from casstore import codec, puts, values
 from casstore.backend import Candidate, Decision, NewArtifact, Outcome, PutResult, SweepView, Verdict
 from casstore.codec import Codec
-from casstore.rows import DICTIONARY_KIND, PIECE_SIZE, TABLES
+from casstore.items import PreparedPut
+from casstore.rows import DICTIONARY_KIND, PIECE_SIZE, TABLES, D, piece_key
 from casstore.table_backend import TableBackend
 from casstore.tables import MemoryTables
-from casstore.testing import memory_store
+from casstore.testing import FakeRoots, memory_store
 
 
 def artifact(data: bytes, kind: str = "other", links: Sequence[bytes] = (), base: bytes | None = None) -> NewArtifact:
-    codec = Codec.RAW if base is None else Codec.ZSTD_DELTA
-    return NewArtifact(blake3(data).digest(), kind, len(data), tuple(links), codec, data, len(data), base)
+    how = Codec.RAW if base is None else Codec.ZSTD_DELTA
+    return NewArtifact(blake3(data).digest(), kind, len(data), tuple(links), how, data, len(data), base)
 
 
 def mixed(rng: random.Random, old: Sequence[NewArtifact]) -> list[NewArtifact]:
@@ -131,3 +136,82 @@ def test_many_go_with_their_kinds_dictionary() -> None:
     ids = store.put_many([(text, "note") for text in texts[400:]])
     assert all(store.info(name).base is not None for name in ids)
     assert [store.get(name) for name in ids] == texts[400:]
+
+
+# -- reading --------------------------------------------------------------------------------------------------
+
+
+def test_get_many_gives_what_get_gives(tmp_path: Path) -> None:
+    """Small and large, whole, deltas and with a dictionary, the same one twice, more than go in one look."""
+    rng = random.Random(9)
+    text = b"".join(b"line %d of %d\n" % (number, rng.getrandbits(30)) for number in range(900))
+    with casstore.open(tmp_path / "home") as store:
+        base = store.put(text)
+        delta = store.put(text + b"and more", base=base)
+        assert store.info(delta).base == base
+        notes = [
+            b'{"name": "%x", "state": "waiting for an answer", "retries": %d}' % (rng.getrandbits(64), n)
+            for n in range(600)
+        ]  # fmt: skip
+        store.put_many([(note, "note") for note in notes[:300]])
+        assert store.train("note") is not None
+        ids = store.put_many([(note, "note") for note in notes] + [b"", bytes(30 << 10), bytes(60 << 10)])
+        ids += [base, delta, store.put(rng.randbytes(3 << 20)), store.put(rng.randbytes(300)), delta, ids[0]]
+        rng.shuffle(ids)
+        assert store.get_many(iter(ids)) == [store.get(name) for name in ids]
+        assert store.get_many([]) == []
+
+
+@pytest.mark.parametrize("place", [0, 1, 30])
+def test_get_many_raises_as_get_does(tmp_path: Path, place: int) -> None:
+    """What is missing, collected or damaged, among others that are well; the first of them counts."""
+    items = [b"%d is a small one, a small one, a small one, a small one, a small one" % n for n in range(1000)]
+    with casstore.open(tmp_path / "home") as store:
+        roots, ids = FakeRoots(store), store.put_many(items)
+        absent = casstore.ArtifactId(bytes(32))
+        with pytest.raises(casstore.NotFound):
+            store.get_many([*ids[:place], absent, *ids])
+        gone = store.put(b"gone")
+        roots.append("run", *ids)
+        store.gc(roots, grace=0)
+        with pytest.raises(casstore.Collected):
+            store.get_many([*ids[:place], gone, absent, *ids])
+        row = store._backend.rows([ids[place].digest])[0]
+        assert row is not None
+        with store._backend._tables.write() as t:
+            piece = bytearray(t.get(D, piece_key(row.data_id, 0)))
+            piece[-1] ^= 1
+            t.put(D, piece_key(row.data_id, 0), bytes(piece))
+        with pytest.raises(casstore.Corrupt) as caught:
+            store.get_many([*ids, absent])
+        assert caught.value.fields["id"] == ids[place]
+        assert store.get_many(ids[:place] + ids[place + 1 :]) == items[:place] + items[place + 1 :]
+
+
+def test_get_many_finds_what_is_staged(tmp_path: Path) -> None:
+    """It looks where get looks."""
+    with journal.open(tmp_path / "home") as jrn:
+        brought = [jrn.store.prepare_value({"number": number}) for number in range(20)]
+        staged = [one for one in brought if isinstance(one, PreparedPut)]
+        run = UUID(int=0xA1 << 120)
+        started = journal.RunStarted(op_id="bulk", manifest_id=staged[0].id, initial_snapshot_id=staged[1].id)
+        jrn.append(run, 0, [started], puts=staged)
+        assert jrn.store._stage.count() == 20
+        ids = [one.id for one in staged]
+        assert jrn.store.get_many(ids) == [one.item.data for one in staged]
+
+
+@pytest.mark.parametrize("states_its_size", [True, False])
+def test_what_a_frame_expands_to_is_bounded_before_it_is_decompressed(states_its_size: bool) -> None:
+    """Among many good ones: a frame of 64 MiB whose record says 100 bytes is refused, the others are read."""
+    bomb = zstandard.ZstdCompressor(write_content_size=states_its_size).compress(bytes(64 << 20))
+    texts = [b"%d abcabcabcabcabcabcabcabcabcabcabc" % number * 9 for number in range(200)]
+    good = [(int(encoded.codec), encoded.stored, len(data)) for data in texts for encoded in [codec.encode_whole(data)]]
+    lies = [(int(Codec.ZSTD), bomb, 100), (int(Codec.RAW), b"x", 100), (int(Codec.ZSTD), b"", 1), (77, b"x", 1), None]
+    before = memory.anonymous_bytes()
+    watch = memory.MemoryWatch()
+    found = codec.decode_all([*good[:100], *lies, *good[100:]])
+    peak, _ = watch.stop()
+    assert found == [*texts[:100], *[None] * len(lies), *texts[100:]]
+    assert codec.decode_all(good) == texts
+    assert peak - before < 32 << 20
