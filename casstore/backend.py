@@ -268,6 +268,9 @@ class BlobBackend(Protocol):
     def load_range(self, data_id: int, start: int, stop: int) -> bytes | None:
         """Bytes [start, stop) of what is kept under a data_id; None when it is gone."""
 
+    def load_into(self, data_id: int, start: int, stop: int, memory: bytearray) -> memoryview | None:
+        """The same, of 1 to 2^20 bytes, in `memory`, which has room for two pieces more."""
+
     def encoding(self, data_id: int) -> tuple[int, int]:
         """(codec, stored bytes) of what is kept under a data_id; (0, 0) when it is gone."""
 

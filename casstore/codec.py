@@ -30,6 +30,9 @@ _MANY_BYTES_MIN: Final = 32 << 10  # below, beginning two threads costs more tha
 _MANY_THREADS: Final = 2
 
 
+Bytes = bytes | memoryview
+
+
 class Codec(enum.IntEnum):
     """Numbers as stored; FORMAT lists them."""
 
@@ -174,6 +177,20 @@ def decode(codec: int, stored: bytes, raw_len: int, base: bytes | None) -> bytes
     return data
 
 
+def decompress_into(stored: Bytes, memory: memoryview) -> None:
+    """As `decode` of ZSTD, into memory of the right size that is there: fresh memory costs as much as a decompression.
+    Raises: DecodeError."""
+    try:
+        _check_size(stored, memory.nbytes)
+        with _thread.decompressor.stream_reader(stored, read_size=len(stored)) as frame:
+            if frame.readinto(memory) != memory.nbytes or frame.read(1):
+                raise DecodeError(f"not {memory.nbytes} bytes")
+    except DecodeError:
+        raise
+    except (zstandard.ZstdError, ValueError, MemoryError) as error:
+        raise DecodeError(str(error)) from error
+
+
 def decode_all(many: Sequence[tuple[int, bytes, int] | None]) -> list[bytes | None]:
     """As `decode` of each (codec, stored bytes, raw length), without bases; None where that would raise, and for None.
     Small ones are decompressed in one call, which uses two cores; what it allocates is the sum of the lengths."""
@@ -209,13 +226,17 @@ def _needed(base: bytes | None) -> bytes:
 
 
 def _decompress(decompressor: Any, stored: bytes, raw_len: int) -> bytes:
-    # A frame that states its own size is decoded to that size whatever the limit says, so it is compared first.
-    if zstandard.get_frame_parameters(stored).content_size not in (raw_len, _UNKNOWN_SIZE):
-        raise DecodeError("the frame states another length")
+    _check_size(stored, raw_len)
     if not raw_len:
         raise DecodeError("a frame for no bytes")
     data: bytes = decompressor.decompress(stored, max_output_size=raw_len, allow_extra_data=False)
     return data
+
+
+def _check_size(stored: Bytes, raw_len: int) -> None:
+    # A frame that states its own size is decoded to that size whatever the limit says, so it is compared first.
+    if zstandard.get_frame_parameters(stored).content_size not in (raw_len, _UNKNOWN_SIZE):
+        raise DecodeError("the frame states another length")
 
 
 def _raw_dictionary(data: bytes) -> Any:

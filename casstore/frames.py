@@ -38,10 +38,19 @@ def encode_frame(raw: bytes, offset: int = 0) -> tuple[Entry, bytes]:
     return Entry(offset, len(encoded.stored), encoded.codec, blake3(raw).digest(HASH_SIZE)), encoded.stored
 
 
-def decode_frame(entry: Entry, stored: bytes, raw_len: int) -> bytes:
-    """The raw frame, checked. Raises: FrameError."""
+def decode_frame(
+    entry: Entry, stored: codec.Bytes, raw_len: int, memory: bytearray | None = None
+) -> codec.Bytes:  # fmt: skip
+    """The raw frame, checked; it may lie in `memory`, which has room for it, or be `stored`. Raises: FrameError."""
+    raw: codec.Bytes
     try:
-        raw = codec.decode(entry.codec, stored, raw_len, None)
+        if entry.codec == codec.Codec.RAW and len(stored) == raw_len:
+            raw = stored
+        elif entry.codec == codec.Codec.ZSTD and memory is not None:
+            raw = memoryview(memory)[:raw_len]
+            codec.decompress_into(stored, raw)
+        else:
+            raw = codec.decode(entry.codec, bytes(stored), raw_len, None)
     except codec.DecodeError as error:
         raise FrameError(str(error)) from error
     if blake3(raw).digest(HASH_SIZE) != entry.hash:

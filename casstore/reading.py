@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, final
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar, final
 
 from blake3 import blake3
 
 from casstore import codec, frames
+from casstore.ahead import in_order
 from casstore.backend import BlobBackend, Stored
 from casstore.errors import Collected, Corrupt, DamagedStore, InvalidArgument, NotFound, Quarantined
 from casstore.ids import ArtifactId
 from casstore.recent import RecentBytes
+from casstore.rows import PIECE_SIZE
 from casstore.stage import Stage, Staged
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+B = TypeVar("B", bytes, memoryview)
+
 RAW_LEN_MAX: Final = 1 << 44
 LOOK_BYTES: Final = 4 << 20
 MANY_ITEMS: Final = 500
+FRAMES_AHEAD: Final = 3
 SMALL_RAW_MAX: Final = 32 << 10
 
 
@@ -169,7 +175,7 @@ class Reader:
             if stored.raw_len > RAW_LEN_MAX:
                 raise Corrupt(ArtifactId(asked), f"a length of {stored.raw_len} bytes")
             if stored.codec == codec.Codec.FRAMES:
-                data = b"".join(FramedReader(self._backend, stored, asked).frames(0, stored.raw_len))
+                data = b"".join(map(bytes, FramedReader(self._backend, stored, asked).run(0)))
             else:
                 try:
                     data = codec.decode(stored.codec, stored.stored, stored.raw_len, data)
@@ -249,6 +255,23 @@ class _MovedOnError(Exception):
 
 
 @final
+class _Memory:
+    """What a frame is read and decoded into, again and again: the system gives fresh memory slowly."""
+
+    __slots__ = ("_raw", "stored")
+
+    def __init__(self, stored_max: int) -> None:
+        self.stored = bytearray(stored_max + 2 * PIECE_SIZE)
+        self._raw: bytearray | None = None
+
+    def raw(self) -> bytearray:
+        """Room for a frame; what is kept raw needs none."""
+        if self._raw is None:
+            self._raw = bytearray(frames.FRAME_SIZE)
+        return self._raw
+
+
+@final
 class FramedReader:
     """Frames of one large artifact, each checked by the table, the table by its hash in the record."""
 
@@ -265,22 +288,52 @@ class FramedReader:
         """The raw frames that hold bytes [start, stop)."""
         return [self._frame(number) for number in frames.frames_for(start, stop)]
 
+    def run(self, first: int) -> Iterator[codec.Bytes]:
+        """The raw frames from that number on, some of which are decoded ahead. Each is good until the next is taken,
+        which may come into the same memory."""
+        free: list[_Memory] = []
+        longest = min(max(entry.length for entry in self._table.entries), frames.FRAME_SIZE)
+        loaded = (
+            (number, self._stored(number, memory), memory)
+            for number in range(first, len(self._table.entries))
+            for memory in (free.pop() if free else _Memory(longest),)
+        )
+        for (_, _, memory), raw in in_order(lambda frame: self._decoded(*frame), loaded, most=FRAMES_AHEAD):
+            yield raw
+            free.append(memory)
+
     def _frame(self, number: int) -> bytes:
+        memory = _Memory(min(self._table.entries[number].length, frames.FRAME_SIZE))
+        return bytes(self._decoded(number, self._stored(number, memory), memory))
+
+    def _stored(self, number: int, memory: _Memory) -> memoryview:
+        entry = self._table.entries[number]
+        start, stop = self._inside(entry.offset, entry.offset + entry.length)
+        if not 0 < entry.length <= frames.FRAME_SIZE:
+            raise Corrupt(ArtifactId(self._asked), f"frame {number}: {entry.length} bytes are stored")
+        return _there(self._backend.load_into(self._head.data_id, start, stop, memory.stored))
+
+    def _decoded(self, number: int, stored: memoryview, memory: _Memory) -> codec.Bytes:
         entry = self._table.entries[number]
         raw_len = min(frames.FRAME_SIZE, self._head.raw_len - number * frames.FRAME_SIZE)
-        stored = self._bytes(entry.offset, entry.offset + entry.length)
         try:
-            return frames.decode_frame(entry, stored, raw_len)
+            return frames.decode_frame(entry, stored, raw_len, memory.raw() if entry.codec else None)
         except frames.FrameError as error:
             raise Corrupt(ArtifactId(self._asked), f"frame {number}: {error}") from error
 
     def _bytes(self, start: int, stop: int) -> bytes:
+        return _there(self._backend.load_range(self._head.data_id, *self._inside(start, stop)))
+
+    def _inside(self, start: int, stop: int) -> tuple[int, int]:
         if not 0 <= start <= stop <= self._head.stored_len:
             raise Corrupt(ArtifactId(self._asked), "a frame lies outside of its bytes")
-        data = self._backend.load_range(self._head.data_id, start, stop)
-        if data is None:
-            raise _MovedOnError
-        return data
+        return start, stop
+
+
+def _there(found: B | None) -> B:
+    if found is None:
+        raise _MovedOnError
+    return found
 
 
 def prove_frames(backend: BlobBackend, head: Stored, asked: bytes) -> bool:
@@ -288,9 +341,8 @@ def prove_frames(backend: BlobBackend, head: Stored, asked: bytes) -> bool:
     was collected or healed meanwhile. Raises: Corrupt."""
     hasher = blake3()
     try:
-        framed = FramedReader(backend, head, asked)
-        for start in range(0, head.raw_len, frames.FRAME_SIZE):
-            hasher.update(framed.frames(start, min(start + frames.FRAME_SIZE, head.raw_len))[0])
+        for raw in FramedReader(backend, head, asked).run(0):
+            hasher.update(raw)
     except _MovedOnError:
         return False
     if hasher.digest() != asked:
@@ -308,17 +360,42 @@ class ArtifactReader(io.RawIOBase):
     def __init__(self, reader: Reader, digest: bytes, size: int) -> None:
         self._reader, self._digest, self._size, self._at = reader, digest, size, 0
         self._framed: FramedReader | None = None
-        self._last = (-1, b"")
+        self._number = -1  # of the frame that is remembered
+        self._data: codec.Bytes = b""
+        self._run: Iterator[codec.Bytes] | None = None  # what comes after it, where frames are read in turn
+        self._pid = os.getpid()
 
-    def _frame(self) -> bytes:
+    def _frame(self) -> codec.Bytes:
         """The raw frame at the place. It is remembered, and so is the table."""
         number = self._at // frames.FRAME_SIZE
-        if self._last[0] != number:
-            start = number * frames.FRAME_SIZE
-            stop = min(start + frames.FRAME_SIZE, self._size)
-            self._framed, data = self._reader.frame(self._digest, self._framed, start, stop)
-            self._last = number, data
-        return self._last[1]
+        if self._number != number:
+            follows, self._number, self._data = number == self._number + 1, -1, b""
+            data = self._following(number) if follows else None
+            if data is None:
+                self._run = None
+                start = number * frames.FRAME_SIZE
+                stop = min(start + frames.FRAME_SIZE, self._size)
+                self._framed, data = self._reader.frame(self._digest, self._framed, start, stop)
+            self._number, self._data = number, data
+        return self._data
+
+    def _following(self, number: int) -> codec.Bytes | None:
+        """The frame after the last; None where it has to be looked for. A child that was forked has none of the threads
+        that decode ahead."""
+        if self._framed is None or self._pid != os.getpid():
+            return None
+        if self._run is None:
+            self._run = self._framed.run(number)
+        try:
+            return next(self._run)
+        except _MovedOnError:
+            self._framed = None
+            return None
+
+    def close(self) -> None:
+        self._run = None
+        self._data = b""
+        super().close()
 
     def readable(self) -> bool:
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import final
@@ -60,6 +61,7 @@ from casstore.rows import (
 from casstore.tables import CompactableTables, ReadTransaction
 
 FIRST_PIECE = piece_key(0, 0)[8:]
+FRAME_SIZE = 1 << 20  # casstore.frames.FRAME_SIZE
 FRAMES_CODEC = 5  # casstore.codec.Codec.FRAMES: its bytes are read by range, never whole
 
 
@@ -119,6 +121,14 @@ class TableBackend:
             first = start // PIECE_SIZE
             data = _pieces(t, record, data_id, first, piece_count(stop))
             return data[start - first * PIECE_SIZE : stop - first * PIECE_SIZE]
+
+    def load_into(self, data_id: int, start: int, stop: int, memory: bytearray) -> memoryview | None:
+        with self._tables.read() as t:
+            found = t.get(DA, u64(data_id))
+            if found is None:
+                return None
+            record = DaRow.unpack(found)
+            return _pieces_into(t, record, data_id, start, min(stop, record.stored_len), memory)
 
     def encoding(self, data_id: int) -> tuple[int, int]:
         with self._tables.read() as t:
@@ -422,6 +432,36 @@ def _pieces(t: ReadTransaction, record: DaRow, data_id: int, first: int, stop: i
     ):
         return data
     return b"".join(_piece(t, record, data_id, number, record.digest) for number in range(first, stop))
+
+
+def _pieces_into(
+    t: ReadTransaction, record: DaRow, data_id: int, start: int, stop: int, memory: bytearray
+) -> memoryview:  # fmt: skip
+    """Bytes [start, stop), in `memory`, which takes the whole pieces that they lie in. Raises: Corrupt, which names a
+    piece that is not as it should be."""
+    first, end = start // PIECE_SIZE, piece_count(stop)
+    size = min(end * PIECE_SIZE, record.stored_len) - first * PIECE_SIZE
+    room = memoryview(memory)[:size]
+    rows = list(islice(t.scan(D, piece_key(data_id, first)), end - first))
+    places = _PLACES[: end - first]
+    if size % PIECE_SIZE:
+        places[-1] = slice(size - size % PIECE_SIZE, size)
+    good = len(rows) == len(places) == end - first and rows[-1][0] == piece_key(data_id, end - 1)
+    try:
+        deque(map(room.__setitem__, places, [piece for _, piece in rows]), maxlen=0)  # a loop at the speed of C
+    except ValueError:  # a piece that is too short or too long
+        good = False
+    for number in range(first, first if good else end):
+        _piece(t, record, data_id, number, record.digest)
+    skipped = start - first * PIECE_SIZE
+    return room[skipped : skipped + stop - start]
+
+
+def _places(count: int) -> list[slice]:
+    return [slice(at, at + PIECE_SIZE) for at in range(0, count * PIECE_SIZE, PIECE_SIZE)]
+
+
+_PLACES = _places(FRAME_SIZE // PIECE_SIZE + 2)  # of the pieces that a frame lies in
 
 
 def _small(t: ReadTransaction, digests: Sequence[bytes], raw_max: int) -> list[Small | None]:

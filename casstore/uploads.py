@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO, Final, NamedTuple, final
@@ -12,13 +10,13 @@ from typing import BinaryIO, Final, NamedTuple, final
 from blake3 import blake3
 
 from casstore import frames
+from casstore.ahead import in_order
 from casstore.backend import BlobBackend
 from casstore.errors import InvalidArgument
 from casstore.rows import PIECE_SIZE, piece_count
 from casstore.steps import reach
 
-THREADS_MAX: Final = 4
-FRAMES_AHEAD: Final = 4
+FRAMES_AHEAD: Final = 5
 UPLOAD_BYTES: Final = 6 << 20  # of a large artifact in one transaction: each is a flush
 
 
@@ -39,7 +37,7 @@ def write_frames(
     """Write frames, then their table, into an upload. Not visible before it is put, nor durable before a sync."""
     hasher, table, raw_len = blake3(), frames.FrameTable(), 0
     with _PieceWriter(backend, upload, check_room) as pieces:
-        for raw, (entry, stored) in _encoded_ahead(raw_frames):
+        for raw, (entry, stored) in in_order(frames.encode_frame, raw_frames, most=FRAMES_AHEAD):
             hasher.update(raw)
             raw_len += len(raw)
             table.entries.append(entry._replace(offset=pieces.stored_len))
@@ -50,20 +48,6 @@ def write_frames(
         pieces.write(packed)
         pieces.flush()
     return Written(hasher.digest(), raw_len, pieces.stored_len, seal)
-
-
-def _encoded_ahead(raw_frames: Iterator[bytes]) -> Iterator[tuple[bytes, tuple[frames.Entry, bytes]]]:
-    """Frames in order with their encodings, some of which other threads make while earlier ones are written."""
-    ahead: deque[tuple[bytes, Future[tuple[frames.Entry, bytes]]]] = deque()
-    with ThreadPoolExecutor(max_workers=min(THREADS_MAX, os.cpu_count() or 1)) as threads:
-        for raw in raw_frames:
-            ahead.append((raw, threads.submit(frames.encode_frame, raw)))
-            if len(ahead) > FRAMES_AHEAD:
-                first, encoded = ahead.popleft()
-                yield first, encoded.result()
-        while ahead:
-            first, encoded = ahead.popleft()
-            yield first, encoded.result()
 
 
 @final

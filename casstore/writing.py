@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import compress
 from typing import BinaryIO, Final, final
@@ -13,6 +12,7 @@ from typing import BinaryIO, Final, final
 from blake3 import blake3
 
 from casstore import codec, dictionaries, frames
+from casstore.ahead import threads
 from casstore.backend import BlobBackend, EncodeAgain, NewArtifact, Outcome, PutResult, Row, UploadLost, Walk
 from casstore.errors import (
     Corrupt,
@@ -32,7 +32,7 @@ from casstore.recent import RecentBytes
 from casstore.similar import SIZE_MIN
 from casstore.stage import Stage, Staged
 from casstore.steps import reach
-from casstore.uploads import THREADS_MAX, frames_of, read_up_to, write_frames
+from casstore.uploads import frames_of, read_up_to, write_frames
 
 CHAIN_MAX: Final = (1 << 10) - 1  # five digits of base 4: read through at most 15 deltas
 BATCH_BYTES: Final = 4 << 20
@@ -184,8 +184,8 @@ class Writer:
                 self._encode(item, digest, row) if done is None else done
                 for item, digest, row, done in zip(batch, digests, rows, whole, strict=True)
             ]
-        with ThreadPoolExecutor(max_workers=min(THREADS_MAX, os.cpu_count() or 1)) as threads:
-            return list(threads.map(self._encode, batch, digests, rows))
+        with threads() as pool:
+            return list(pool.map(self._encode, batch, digests, rows))
 
     def _whole_at_once(
         self, batch: Sequence[PutItem], digests: Sequence[bytes], rows: Sequence[Row | None]

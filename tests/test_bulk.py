@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import random
+import threading
 from collections.abc import Sequence
 from functools import partial
 from itertools import cycle, islice
@@ -16,10 +19,11 @@ from blake3 import blake3
 import casstore
 import journal
 from benchmarks import memory
-from casstore import codec, puts, values
+from casstore import codec, frames, puts, values
 from casstore.backend import Candidate, Decision, NewArtifact, Outcome, PutResult, SweepView, Verdict
 from casstore.codec import Codec
 from casstore.items import PreparedPut
+from casstore.reading import FramedReader
 from casstore.rows import DICTIONARY_KIND, PIECE_SIZE, TABLES, D, piece_key
 from casstore.table_backend import TableBackend
 from casstore.tables import MemoryTables
@@ -215,3 +219,138 @@ def test_what_a_frame_expands_to_is_bounded_before_it_is_decompressed(states_its
     assert found == [*texts[:100], *[None] * len(lies), *texts[100:]]
     assert codec.decode_all(good) == texts
     assert peak - before < 32 << 20
+
+
+# -- large ones -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["text", "random", "both"])
+def large(request: pytest.FixtureRequest) -> bytes:
+    """Frames that are kept compressed, raw, and in turn; a last one that is shorter."""
+    rng = random.Random(5)
+    text = b"".join(b"line %d of %d\n" % (number, rng.getrandbits(20)) for number in range(120_000))[: 2 << 20]
+    noise = rng.randbytes(2 << 20)
+    parts = {"text": [text, text[::-1], text], "random": [noise, noise[::-1]], "both": [text, noise, text, noise]}
+    return b"".join(parts[request.param]) + b"and a last one"
+
+
+def data_of(store: casstore.Store, name: casstore.ArtifactId) -> int:
+    return store._reader.head(name.digest).data_id
+
+
+def damage(store: casstore.Store, name: casstore.ArtifactId, raw_frame: int) -> None:
+    """Flip a bit in the middle of a frame's stored bytes."""
+    head = store._reader.head(name.digest)
+    entry = FramedReader(store._backend, head, name.digest)._table.entries[raw_frame]
+    key = piece_key(head.data_id, (entry.offset + entry.length // 2) // PIECE_SIZE)
+    with store._backend._tables.write() as t:
+        piece = bytearray(t.get(D, key) or b"")
+        piece[(entry.offset + entry.length // 2) % PIECE_SIZE] ^= 4
+        t.put(D, key, bytes(piece))
+
+
+@pytest.mark.parametrize("step", [777_777, frames.FRAME_SIZE, 5 << 20])
+def test_reading_in_turn_gives_every_byte_once(tmp_path: Path, large: bytes, step: int) -> None:
+    """In steps of any size, also after a jump back and forth; and as a whole."""
+    with casstore.open(tmp_path / "home") as store:
+        name = store.put_file(io.BytesIO(large))
+        for begin in (0, 3 << 20, 100, 0):
+            with store.open_reader(name) as reader:
+                reader.seek(begin)
+                assert b"".join(iter(partial(reader.read, step), b"")) == large[begin:]
+                reader.seek(1 << 20)
+                assert reader.read(5) == large[1 << 20 :][:5]
+        assert store.get(name) == large
+        assert store.get_range(name, 1_000_000, 2_500_000) == large[1_000_000:3_500_000]
+        assert store.verify().findings == ()
+
+
+def test_damage_is_told_when_its_turn_comes(tmp_path: Path, large: bytes) -> None:
+    """Frames before the damaged one are read as ever, though some are decoded ahead; that one never is."""
+    with casstore.open(tmp_path / "home") as store:
+        name = store.put_file(io.BytesIO(large))
+        damage(store, name, 3)
+        with store.open_reader(name) as reader:
+            assert reader.read(3 << 20) == large[: 3 << 20]
+            for _ in range(2):
+                with pytest.raises(casstore.Corrupt):
+                    reader.read(1 << 20)
+            reader.seek(0)
+            assert reader.read(1 << 20) == large[: 1 << 20]
+        with pytest.raises(casstore.Corrupt):
+            store.get(name)
+
+
+def test_a_missing_piece_is_told_when_its_turn_comes(tmp_path: Path) -> None:
+    """Reading ahead finds it early, and keeps it to itself until then."""
+    large = random.Random(1).randbytes(5 << 20)
+    with casstore.open(tmp_path / "home") as store:
+        name = store.put_file(io.BytesIO(large))
+        with store._backend._tables.write() as t:
+            t.delete(D, piece_key(data_of(store, name), (3 << 20) // PIECE_SIZE + 9))
+        with store.open_reader(name) as reader:
+            assert reader.read(3 << 20) == large[: 3 << 20]
+            with pytest.raises(casstore.Corrupt, match="is missing"):
+                reader.read(1 << 20)
+
+
+def test_a_reader_that_is_given_up_leaves_no_thread(tmp_path: Path, large: bytes) -> None:
+    """Closed or dropped in the middle, and after an error."""
+    with casstore.open(tmp_path / "home") as store:
+        name = store.put_file(io.BytesIO(large))
+        before = threading.active_count()
+        closed, dropped = store.open_reader(name), store.open_reader(name)
+        assert closed.read(2 << 20) == dropped.read(2 << 20) == large[: 2 << 20]
+        assert threading.active_count() > before
+        closed.close()
+        del dropped
+        assert threading.active_count() == before
+        damage(store, name, 2)
+        with store.open_reader(name) as reader:
+            with pytest.raises(casstore.Corrupt):
+                reader.read()
+            assert threading.active_count() == before
+
+
+def test_a_store_closed_under_a_reader_ends_it(tmp_path: Path, large: bytes) -> None:
+    """What was read ahead may still come; then an error, and no crash."""
+    with casstore.open(tmp_path / "home") as store:
+        name = store.put_file(io.BytesIO(large))
+        reader = store.open_reader(name)
+        assert reader.read(2 << 20) == large[: 2 << 20]
+    with pytest.raises(casstore.ClosedHandle):
+        while reader.read(1 << 20):
+            pass
+    reader.close()
+
+
+def test_a_forked_child_gets_an_error_and_the_parent_reads_on(tmp_path: Path, large: bytes) -> None:
+    """The threads that decode ahead are the parent's: the child must not wait for them."""
+    with casstore.open(tmp_path / "home") as store:
+        name = store.put_file(io.BytesIO(large))
+        with store.open_reader(name) as reader:
+            assert reader.read(2 << 20) == large[: 2 << 20]
+            child = os.fork()
+            if not child:
+                try:
+                    reader.read()
+                except casstore.ForkedHandle:
+                    reader.close()
+                    os._exit(7)
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+            assert reader.read() == large[2 << 20 :]
+
+
+def test_a_frame_that_says_it_is_huge_is_refused() -> None:
+    """Before there is memory for it: a frame is never kept in more bytes than it has."""
+    store = memory_store()
+    name = store.put_file(io.BytesIO(bytes(3 << 20)))
+    framed = FramedReader(store._backend, store._reader.head(name.digest), name.digest)
+    framed._head = framed._head._replace(stored_len=1 << 50)
+    framed._table.entries[1] = framed._table.entries[1]._replace(length=1 << 45)
+    assert len(framed.frames(0, 5)[0]) == frames.FRAME_SIZE
+    with pytest.raises(casstore.Corrupt, match="are stored"):
+        framed.frames(1 << 20, 2 << 20)
+    with pytest.raises(casstore.Corrupt, match="are stored"):
+        list(framed.run(0))
