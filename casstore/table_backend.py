@@ -144,7 +144,8 @@ class TableBackend:
 
     def row_and_walk(self, digest: bytes, base: bytes, until: Until) -> tuple[Row | None, Walk]:
         with self._tables.read() as t:
-            return _row(t, digest, t.get(IX, digest)), _base_walk(t, base, until)
+            found = t.get(IX, digest)
+            return None if found is None else _row(t, digest, found), _base_walk(t, base, until)
 
     def edges(self, digests: Sequence[bytes]) -> list[Edges | None]:
         with self._tables.read() as t:
