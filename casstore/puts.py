@@ -353,8 +353,7 @@ def split(stored: bytes) -> list[bytes]:
 
 
 def write_pieces(t: WriteTransaction, data_id: int, first_piece: int, pieces: Sequence[bytes]) -> None:
-    for number, piece in enumerate(pieces, first_piece):
-        t.append(D, piece_key(data_id, number), piece)
+    t.append_many(D, [(piece_key(data_id, number), piece) for number, piece in enumerate(pieces, first_piece)])
 
 
 # -- pins and leases ----------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from casstore import frames
 from casstore.ahead import in_order
 from casstore.backend import BlobBackend
 from casstore.errors import InvalidArgument
-from casstore.rows import PIECE_SIZE, piece_count
+from casstore.rows import PIECE_SIZE
 from casstore.steps import reach
 
 FRAMES_AHEAD: Final = 5
-UPLOAD_BYTES: Final = 6 << 20  # of a large artifact in one transaction: each is a flush
+UPLOAD_PIECES: Final = (6 << 20) // PIECE_SIZE  # of a large artifact in one transaction: each is a flush
 
 
 class Written(NamedTuple):
@@ -57,8 +57,9 @@ class _PieceWriter:
 
     def __init__(self, backend: BlobBackend, upload: int, check_room: Callable[[int], None]) -> None:
         self._backend, self._upload, self._check_room = backend, upload, check_room
-        self._parts: list[bytes] = []
-        self._size = self._piece = 0
+        self._pieces: list[bytes] = []
+        self._rest = b""  # the beginning of the next piece
+        self._sent_pieces = 0
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._sent: Future[None] | None = None
         self.stored_len = 0
@@ -70,15 +71,24 @@ class _PieceWriter:
         self._thread.shutdown()
 
     def write(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._size += len(data)
         self.stored_len += len(data)
-        if self._size >= UPLOAD_BYTES:
-            self._send(self._size // PIECE_SIZE * PIECE_SIZE)
+        first = PIECE_SIZE - len(self._rest)
+        if len(data) < first:
+            self._rest += data
+            return
+        end = len(data) - (len(data) - first) % PIECE_SIZE
+        self._pieces.append(self._rest + data[:first])
+        self._pieces += [data[at : at + PIECE_SIZE] for at in range(first, end, PIECE_SIZE)]
+        self._rest = data[end:]
+        if len(self._pieces) >= UPLOAD_PIECES:
+            self._send()
 
     def flush(self) -> None:
         """Until everything is written. Raises: what a write of it raised."""
-        self._send(self._size)
+        if self._rest:
+            self._pieces.append(self._rest)
+            self._rest = b""
+        self._send()
         self._wait()
 
     def _wait(self) -> None:
@@ -86,18 +96,16 @@ class _PieceWriter:
         if sent is not None:
             sent.result()
 
-    def _send(self, size: int) -> None:
-        if not size:
+    def _send(self) -> None:
+        pieces, self._pieces = self._pieces, []
+        if not pieces:
             return
-        data = b"".join(self._parts)
-        self._parts, self._size = [data[size:]], len(data) - size
         self._wait()
-        self._check_room(size)
-        self._sent = self._thread.submit(self._commit, self._piece, data, size)
-        self._piece += piece_count(size)
+        self._check_room(sum(map(len, pieces)))
+        self._sent = self._thread.submit(self._commit, self._sent_pieces, pieces)
+        self._sent_pieces += len(pieces)
 
-    def _commit(self, first: int, data: bytes, size: int) -> None:
-        pieces = [data[at : min(at + PIECE_SIZE, size)] for at in range(0, size, PIECE_SIZE)]
+    def _commit(self, first: int, pieces: list[bytes]) -> None:
         self._backend.upload_write(self._upload, first, pieces)
         reach("upload.piece")
 
