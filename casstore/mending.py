@@ -377,6 +377,7 @@ def _count(tables: Tables) -> list[Mended]:
         wrong = audits.miscounted(t)
     if not wrong:
         return []
+    reach("mend.counted")
     with tables.write() as t:
         state = load_state(t)
         for name, (counted, there) in wrong.items():

@@ -22,9 +22,9 @@ import casstore
 import journal
 from casstore import ArtifactId, mending, steps
 from casstore.locks import collector_lock
-from casstore.rows import DA, IX, LN, META, STATE_KEY, D, DaRow, IxRow, State, u64
+from casstore.rows import DA, IX, LN, META, PIN, STATE_KEY, D, DaRow, IxRow, State, u64
 from casstore.testing import FakeRoots
-from journal.rows import LIVE, number
+from journal.rows import EV, LIVE, number
 
 Made = dict[str, ArtifactId]
 
@@ -397,3 +397,58 @@ def test_on_the_command_line(tmp_path: Path) -> None:
         edit(store, lambda txn: txn.delete(D, u64(IxRow.unpack(txn.get(IX, made["raw"].digest)).data_id) + bytes(4)))
     code, document = command("verify", "--home", home, "--repair")
     assert code == 3 and [item["code"] for item in document["findings"]] == ["corrupt"]
+
+
+def test_a_put_between_counting_and_correcting(store: casstore.Store) -> None:
+    """What it adds stays: the counters are corrected by what they were off by, not set."""
+    made = fill_with_everything(store)
+    edit(store, lambda txn: DAMAGES["raw bytes"][0](txn, made))
+    before = len(store)
+
+    def write(step: str) -> None:
+        if step == "mend.counted":
+            steps.listen(None)
+            store.put(b"meanwhile" * 1000)
+            store.unpin("zstd")
+
+    steps.listen(write)
+    try:
+        assert {found.code for found in store.mend().done} == {"wrong_counters"}
+    finally:
+        steps.listen(None)
+    assert store.verify().findings == () and len(store) == before + 1
+
+
+def test_a_gc_after_a_mend_marks_everything(tmp_path: Path) -> None:
+    """What came back under an old number, and nothing names, is found: the gc before remembered nothing of it."""
+    with journal.open(tmp_path / "home") as jrn:
+        store, loose = jrn.store, jrn.store.put(b"loose" * 1000)
+        store.gc(jrn, grace=3600)
+        pinned = store.put(b"pinned" * 1000)
+        store.pin("p", pinned)
+        store.gc(jrn, grace=3600)
+        assert store.gc(jrn, grace=3600).incremental
+        edit(store, lambda txn: txn.delete(IX, pinned.digest))
+        edit(store, lambda txn: txn.delete(PIN, b"p"))
+        assert store.mend().left == () and pinned in store
+        report = store.gc(jrn, grace=0)
+        assert not report.incremental and {id for id, _ in report.removed} == {loose, pinned}
+        assert store.verify().findings == ()
+
+
+def test_a_run_that_cannot_be_read_keeps_no_other_from_repair(tmp_path: Path) -> None:
+    """What another live run names is fetched all the same."""
+    home, copy = tmp_path / "home", tmp_path / "copy"
+    with journal.open(home) as jrn:
+        runs = [jrn.start_run("op", manifest={"m": n}, context={"n": n}, claim=False).run_id for n in range(3)]
+        jrn.backup(copy)
+    with journal.open(home) as jrn:
+        lost = jrn.run_state(runs[1]).manifest_id
+        edit(jrn.store, lose(lost))
+        with jrn._backend._tables.write() as txn:  # type: ignore[attr-defined]
+            for run in (runs[0], runs[2]):
+                position = jrn.position_of(run, 1)
+                txn.put(EV, number(position), txn.get(EV, number(position))[:-1])
+    code, document = command("verify", "--home", home, "--repair-from", copy)
+    assert code == 3 and document["repaired"] == [str(lost)]
+    assert {item["code"] for item in document["findings"] if not item["repaired"]} == {"bad_record"}

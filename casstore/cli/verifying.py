@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
+from uuid import UUID
 
 import click
 
@@ -15,6 +16,7 @@ from casstore.cli.options import open_store
 from casstore.home import replace_file
 from casstore.repairs import WANTED
 from journal import InvalidStream, Journal, RebuildReport
+from journal.events import links
 
 FILE: Final = "verify.next"
 _OF_BYTES: Final = frozenset({"corrupt", "corrupt_base", "damaged_store", "missing_need", "wrong_links"})
@@ -103,9 +105,17 @@ def put_right(store: Store, jrn: Journal | None, findings: Sequence[Finding], so
 
 def _fetch(store: Store, jrn: Journal | None, findings: Sequence[Finding], source: Path) -> RepairReport:
     """Get from another home what was found damaged or missing, and what live runs name that is not there."""
-    wanted: list[ArtifactId] = [found.id for found in findings if found.id is not None and found.code in WANTED]
+    wanted = [found.id for found in findings if found.id is not None and found.code in WANTED]
     with suppress(InvalidStream):  # the journal's own finding
         if jrn is not None:
-            wanted.extend(root.id for root in jrn.live_roots(completed_after_ms=None) if root.id not in store)
+            for row in jrn.runs(status="live"):
+                wanted.extend(name for name in _named(jrn, row.run_id) if name not in store)
     with open_store(source, read_only=True) as other:
         return store.repair(other, wanted)
+
+
+def _named(jrn: Journal, run_id: UUID) -> Iterator[ArtifactId]:
+    """What the events of a run name, if they can be read: what one run names is fetched, whatever the others are."""
+    with suppress(InvalidStream):
+        for item in jrn.read(run_id):
+            yield from (name for _, name in links(item.event))
