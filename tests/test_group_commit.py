@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -65,10 +65,11 @@ def test_a_commit_takes_along_all_who_wait(tmp_path: Path, monkeypatch: pytest.M
     drain = Committer._drain
     passed_over: list[Pending] = []
 
-    def drained(self: Committer) -> None:
+    def drained(self: Committer) -> int:
         waiting = self._queue.copy()
-        drain(self)
-        passed_over.extend(pending for pending in waiting if not pending.done.is_set())
+        awaited = drain(self)
+        passed_over.extend(pending for pending in waiting if not pending.done)
+        return awaited
 
     with journal.open(tmp_path) as jrn:
         runs = runs_of(jrn)
@@ -79,3 +80,79 @@ def test_a_commit_takes_along_all_who_wait(tmp_path: Path, monkeypatch: pytest.M
 
         assert len(at_once(append, runs)) == CALLERS * EACH
         assert not passed_over
+
+
+class Groups:
+    """Commits that are held until they are let go: how large each group was, and the thread that committed it."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.threads: list[str] = []
+        self.begun, self.go = threading.Semaphore(0), threading.Semaphore(0)
+        self.committer = Committer(self._commit)
+
+    def _commit(self, group: Sequence[Pending]) -> None:
+        self.sizes.append(len(group))
+        self.threads.append(threading.current_thread().name)
+        self.begun.release()
+        assert self.go.acquire(timeout=60)
+
+    def call(self, count: int) -> list[threading.Thread]:
+        """So many callers, each with a thread of its own; all have queued their append on return."""
+        queued = threading.Semaphore(0)
+
+        def one() -> None:
+            pending = Pending(1)
+            self.committer.submit(pending)
+            queued.release()
+            self.committer.finish(pending)
+
+        callers = [threading.Thread(target=one, name="caller") for _ in range(count)]
+        for caller in callers:
+            caller.start()
+            assert queued.acquire(timeout=60)
+        return callers
+
+    def commit(self) -> None:
+        """Let one commit go that has begun."""
+        assert self.begun.acquire(timeout=60)
+        self.go.release()
+
+
+def held_together(groups: Groups) -> None:
+    """One caller commits alone, and meanwhile three have come: they are one group."""
+    callers = groups.call(1)
+    assert groups.begun.acquire(timeout=60)
+    callers += groups.call(3)
+    groups.go.release()
+    groups.commit()
+    for caller in callers:
+        caller.join(60)
+    assert groups.sizes == [1, 3]
+    assert groups.threads == ["caller", "journal-commit"]
+
+
+def test_the_next_commit_waits_for_as_many_callers_as_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("journal.commits.PATIENCE", 1e9)
+    monkeypatch.setattr("journal.commits.PATIENCE_S", 60.0)
+    groups = Groups()
+    held_together(groups)
+    callers = groups.call(1) + groups.call(1) + groups.call(1)  # not the first of them, then the others
+    groups.commit()
+    for caller in callers:
+        caller.join(60)
+    assert groups.sizes == [1, 3, 3]
+    groups.committer.close()
+
+
+def test_a_caller_that_is_left_alone_commits_by_itself_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("journal.commits.PATIENCE_S", 0.0)
+    groups = Groups()
+    held_together(groups)
+    for _ in range(2):  # the first is still committed by the thread, which sees that it is alone
+        callers = groups.call(1)
+        groups.commit()
+        callers[0].join(60)
+    assert groups.sizes == [1, 3, 1, 1]
+    assert groups.threads == ["caller", "journal-commit", "journal-commit", "caller"]
+    groups.committer.close()
