@@ -41,7 +41,8 @@ class Stored(NamedTuple):
     stored: bytes
 
 
-Small = tuple[int, bytes, int]  # codec, stored bytes and raw length of what is kept by itself, in one piece
+# Codec, stored bytes, raw length and data_id of the dictionary (0: none) of what is kept in one piece, and as no delta.
+Small = tuple[int, bytes, int, int]
 
 
 class Edges(NamedTuple):
@@ -259,7 +260,7 @@ class BlobBackend(Protocol):
         bytes are left out)."""
 
     def load_small(self, digests: Sequence[bytes], raw_max: int) -> list[Small | None]:
-        """Of each artifact, if it is kept by itself in one piece and has up to `raw_max` bytes. None says nothing:
+        """Of each artifact, if it is kept in one piece, as no delta, and has up to `raw_max` bytes. None says nothing:
         `load` tells."""
 
     def load_data(self, data_id: int) -> list[Stored] | None:

@@ -6,7 +6,7 @@ import enum
 import functools
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
@@ -113,10 +113,23 @@ def encode_whole(data: bytes) -> Encoded:
 
 def encode_all(many: Sequence[bytes]) -> list[Encoded]:
     """As `encode_whole` of each; small ones are compressed in one call, which uses two cores."""
+    return [_whole(data, packed) for data, packed in zip(many, _compress_all(_thread.compressor, many), strict=True)]
+
+
+def encode_all_with(many: Sequence[bytes], dictionary: bytes) -> list[Encoded]:
+    """As `encode_with` of each, in the same way."""
+    try:
+        compressor = _thread.with_dictionary(dictionary)[0]
+    except zstandard.ZstdError:
+        return encode_all(many)
+    return list(map(_with_or_whole, many, _compress_all(compressor, many)))
+
+
+def _compress_all(compressor: Any, many: Sequence[bytes]) -> list[bytes]:
     if _MANY_AT_ONCE and sum(map(len, many)) >= _MANY_BYTES_MIN:
-        packed: Any = _thread.compressor.multi_compress_to_buffer(list(many), threads=_MANY_THREADS)
-        return [_whole(data, one.tobytes()) for data, one in zip(many, packed, strict=True)]
-    return list(map(encode_whole, many))
+        packed = compressor.multi_compress_to_buffer(list(many), threads=_MANY_THREADS)
+        return [one.tobytes() for one in packed]
+    return list(map(compressor.compress, many))
 
 
 def _whole(data: bytes, packed: bytes) -> Encoded:
@@ -132,6 +145,10 @@ def encode_with(data: bytes, dictionary: bytes) -> Encoded:
         packed = _thread.with_dictionary(dictionary)[0].compress(data)
     except zstandard.ZstdError:
         return encode_whole(data)
+    return _with_or_whole(data, packed)
+
+
+def _with_or_whole(data: bytes, packed: bytes) -> Encoded:
     if len(packed) * 2 < len(data):
         return Encoded(Codec.ZSTD_DICTIONARY, packed)  # no need to know how large the whole would be
     whole = encode_whole(data)
@@ -191,32 +208,46 @@ def decompress_into(stored: Bytes, memory: memoryview) -> None:
         raise DecodeError(str(error)) from error
 
 
-def decode_all(many: Sequence[tuple[int, bytes, int] | None]) -> list[bytes | None]:
-    """As `decode` of each (codec, stored bytes, raw length), without bases; None where that would raise, and for None.
-    Small ones are decompressed in one call, which uses two cores; what it allocates is the sum of the lengths."""
-    found = [one[1] if one is not None and one[0] == Codec.RAW and len(one[1]) == one[2] else None for one in many]
-    places = [place for place, one in enumerate(many) if one is not None and one[0] == Codec.ZSTD and one[2]]
-    packed = [many[place] for place in places]
-    for place, data in zip(places, _decompress_all([one for one in packed if one is not None]), strict=True):
-        found[place] = data
+def decode_all(
+    many: Sequence[tuple[int, bytes, int, int] | None], dictionaries: Mapping[int, bytes]
+) -> list[bytes | None]:  # fmt: skip
+    """As `decode` of each (codec, stored bytes, raw length, number of its dictionary or 0), without other bases; None
+    where that would raise, and for None. Small ones are decompressed in one call, which uses two cores; what it
+    allocates is the sum of the lengths."""
+    found: list[bytes | None] = [None] * len(many)
+    places: dict[int, list[int]] = {}
+    for place, one in enumerate(many):
+        if one is None:
+            continue
+        codec, stored, raw_len, base = one
+        if codec == Codec.RAW and not base and len(stored) == raw_len:
+            found[place] = stored
+        elif raw_len and (codec == Codec.ZSTD_DICTIONARY if base in dictionaries else codec == Codec.ZSTD and not base):
+            places.setdefault(base, []).append(place)
+    for base, of_base in places.items():
+        with suppress(zstandard.ZstdError):  # bytes that are no dictionary
+            decompressor = _thread.with_dictionary(dictionaries[base])[1] if base else _thread.decompressor
+            packed = [one[1:3] for place in of_base if (one := many[place]) is not None]
+            for place, data in zip(of_base, _decompress_all(decompressor, packed), strict=True):
+                found[place] = data
     return found
 
 
-def _decompress_all(many: Sequence[tuple[int, bytes, int]]) -> list[bytes | None]:
-    if _MANY_AT_ONCE and sum(raw_len for _, _, raw_len in many) >= _MANY_BYTES_MIN:
-        sizes = struct.pack(f"={len(many)}Q", *[raw_len for _, _, raw_len in many])
+def _decompress_all(decompressor: Any, many: Sequence[tuple[bytes, int]]) -> list[bytes | None]:
+    if _MANY_AT_ONCE and sum(raw_len for _, raw_len in many) >= _MANY_BYTES_MIN:
+        sizes = struct.pack(f"={len(many)}Q", *[raw_len for _, raw_len in many])
         with suppress(zstandard.ZstdError, ValueError, MemoryError):
-            data: Any = _thread.decompressor.multi_decompress_to_buffer(
-                [stored for _, stored, _ in many], decompressed_sizes=sizes, threads=_MANY_THREADS
+            data = decompressor.multi_decompress_to_buffer(
+                [stored for stored, _ in many], decompressed_sizes=sizes, threads=_MANY_THREADS
             )
             return [one.tobytes() for one in data]
-    return [_decoded(codec, stored, raw_len) for codec, stored, raw_len in many]
-
-
-def _decoded(codec: int, stored: bytes, raw_len: int) -> bytes | None:
-    with suppress(DecodeError):
-        return decode(codec, stored, raw_len, None)
-    return None
+    found: list[bytes | None] = []
+    for stored, raw_len in many:
+        data = None
+        with suppress(zstandard.ZstdError, ValueError, MemoryError):
+            data = _decompress(decompressor, stored, raw_len)
+        found.append(data if data is not None and len(data) == raw_len else None)
+    return found
 
 
 def _needed(base: bytes | None) -> bytes:

@@ -6,6 +6,7 @@ import functools
 import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
 from blake3 import blake3
@@ -71,9 +72,14 @@ class Reader:
     def get_many(self, digests: Sequence[bytes]) -> list[bytes]:
         """As `get` of each, with fewer looks where they are small."""
         found: list[bytes] = []
+        dictionaries: dict[int, bytes] = {}
         for start in range(0, len(digests), MANY_ITEMS):
             batch = digests[start : start + MANY_ITEMS]
-            many = codec.decode_all(self._backend.load_small(batch, SMALL_RAW_MAX))
+            small = self._backend.load_small(batch, SMALL_RAW_MAX)
+            for data_id in {one[3] for one in small if one is not None and one[3]} - dictionaries.keys():
+                with suppress(Corrupt):  # for `get` to say
+                    dictionaries[data_id] = self.data(data_id, digests[0])
+            many = codec.decode_all(small, dictionaries)
             found += [
                 data if data is not None and blake3(data).digest() == digest else self.get(digest)
                 for digest, data in zip(batch, many, strict=True)

@@ -62,6 +62,7 @@ from casstore.tables import CompactableTables, ReadTransaction
 
 FIRST_PIECE = piece_key(0, 0)[8:]
 FRAME_SIZE = 1 << 20  # casstore.frames.FRAME_SIZE
+DICTIONARY_CODEC = 4  # casstore.codec.Codec.ZSTD_DICTIONARY
 FRAMES_CODEC = 5  # casstore.codec.Codec.FRAMES: its bytes are read by range, never whole
 
 
@@ -473,13 +474,14 @@ def _small(t: ReadTransaction, digests: Sequence[bytes], raw_max: int) -> list[S
     for (place, number), record in zip(there, t.get_many(DA, [number for _, number in there]), strict=True):
         if record is not None:
             raw_len, stored_len, codec, base = da_encoding(record)
-            if not base and codec != FRAMES_CODEC and 0 < stored_len <= PIECE_SIZE and raw_len <= raw_max:
-                whole.append((place, number + FIRST_PIECE, codec, stored_len, raw_len))
-    pieces = t.get_many(D, [key for _, key, _, _, _ in whole])
+            alone = not base or codec == DICTIONARY_CODEC
+            if alone and codec != FRAMES_CODEC and 0 < stored_len <= PIECE_SIZE and raw_len <= raw_max:
+                whole.append((place, number + FIRST_PIECE, stored_len, codec, raw_len, base))
+    pieces = t.get_many(D, [key for _, key, *_ in whole])
     found: list[Small | None] = [None] * len(digests)
-    for (place, _, codec, stored_len, raw_len), piece in zip(whole, pieces, strict=True):
+    for (place, _, stored_len, codec, raw_len, base), piece in zip(whole, pieces, strict=True):
         if piece is not None and len(piece) == stored_len:
-            found[place] = codec, piece, raw_len
+            found[place] = codec, piece, raw_len, base
     return found
 
 

@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from itertools import compress
 from typing import BinaryIO, Final, final
 
 from blake3 import blake3
@@ -179,30 +178,34 @@ class Writer:
         """As `_prepare` for each, after one look; large ones are encoded by several threads, which zstd allows."""
         rows = self._backend.rows(digests)
         if sum(len(item.data) for item in batch) < THREADS_FROM_BYTES * len(batch) or len(batch) == 1:
-            whole = self._whole_at_once(batch, digests, rows)
+            made = self._small_at_once(batch, digests, rows)
             return [
                 self._encode(item, digest, row) if done is None else done
-                for item, digest, row, done in zip(batch, digests, rows, whole, strict=True)
+                for item, digest, row, done in zip(batch, digests, rows, made, strict=True)
             ]
         with threads() as pool:
             return list(pool.map(self._encode, batch, digests, rows))
 
-    def _whole_at_once(
+    def _small_at_once(
         self, batch: Sequence[PutItem], digests: Sequence[bytes], rows: Sequence[Row | None]
     ) -> list[NewArtifact | None]:
-        """Of new ones that are too small for a base, and whose kind has no dictionary: they are encoded together."""
+        """Of new ones that are too small for a base other than their kind's dictionary: they are encoded together."""
         kinds = {item.kind for item in batch}
         each = len(batch) // len(kinds)
-        plain = {kind for kind in kinds if kind == dictionaries.KIND or self._dictionary(kind, each) is None}
-        alone = [
-            row is None and len(item.data) < SIZE_MIN and item.base is None and item.kind in plain
-            for item, row in zip(batch, rows, strict=True)
-        ]
-        encoded = iter(codec.encode_all([item.data for item in compress(batch, alone)]))
-        return [
-            _encoded(item, digest, links_of(item.data), next(encoded)) if one else None
-            for item, digest, one in zip(batch, digests, alone, strict=True)
-        ]
+        found = {kind: None if kind == dictionaries.KIND else self._dictionary(kind, each) for kind in kinds}
+        places: dict[tuple[bytes, bytes] | None, list[int]] = {}
+        for place, (item, row) in enumerate(zip(batch, rows, strict=True)):
+            if row is None and len(item.data) < SIZE_MIN and item.base is None:
+                places.setdefault(found[item.kind], []).append(place)
+        made: list[NewArtifact | None] = [None] * len(batch)
+        for dictionary, alike in places.items():
+            many = [batch[place].data for place in alike]
+            encoded = codec.encode_all(many) if dictionary is None else codec.encode_all_with(many, dictionary[1])
+            for place, one in zip(alike, encoded, strict=True):
+                base = None if dictionary is None or one.codec != codec.Codec.ZSTD_DICTIONARY else dictionary[0]
+                item = batch[place]
+                made[place] = _encoded(item, digests[place], links_of(item.data), one, base)
+        return made
 
     def _encode(
         self, item: PutItem, digest: bytes, row: Row | None, known: tuple[bytes, ...] | None = None,

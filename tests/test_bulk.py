@@ -23,7 +23,8 @@ from casstore import codec, frames, puts, values
 from casstore.backend import Candidate, Decision, NewArtifact, Outcome, PutResult, SweepView, Verdict
 from casstore.codec import Codec
 from casstore.items import PreparedPut
-from casstore.reading import FramedReader
+from casstore.reading import FramedReader, Reader
+from casstore.recent import RecentBytes
 from casstore.rows import DICTIONARY_KIND, PIECE_SIZE, TABLES, D, piece_key
 from casstore.table_backend import TableBackend
 from casstore.tables import MemoryTables
@@ -129,17 +130,39 @@ def test_put_many_gives_what_put_gives(tmp_path: Path) -> None:
 
 
 def test_many_go_with_their_kinds_dictionary() -> None:
-    """A batch of small ones is not taken past a dictionary that is there."""
-    store, rng = memory_store(), random.Random(2)
+    """A batch of small ones is not taken past a dictionary that is there, and is encoded as each of them would be; what
+    does not gain by it is not. Damaged, it is told of."""
+    store, one, rng = memory_store(), memory_store(), random.Random(2)
     texts = [
         b'{"name": "%x", "state": "waiting for an answer", "retries": %d}' % (rng.getrandbits(64), n)
         for n in range(600)
     ]  # fmt: skip
-    store.put_many([(text, "note") for text in texts[:400]])
-    assert store.train("note") is not None
-    ids = store.put_many([(text, "note") for text in texts[400:]])
-    assert all(store.info(name).base is not None for name in ids)
-    assert [store.get(name) for name in ids] == texts[400:]
+    for each in (store, one):
+        each.put_many([(text, "note") for text in texts[:400]])
+        dictionary = each.train("note")
+        assert dictionary is not None
+    items = [*texts[400:], *[rng.randbytes(200) for _ in range(9)], b"", b"x"]
+    ids = store.put_many([(data, "note") for data in items])
+    assert ids == [one.put(data, kind="note") for data in items]
+    told = [(store.info(name), one.info(name)) for name in ids]
+    assert [found.base for found, _ in told] == [dictionary] * 200 + [None] * 11
+    assert [(found.base, found.stored_bytes) for found, _ in told] == [(w.base, w.stored_bytes) for _, w in told]
+    assert store.get_many(ids) == items
+    fresh = Reader(store._backend, RecentBytes())
+    damage_piece(store, dictionary)
+    assert fresh.get_many([name.digest for name in ids[200:]]) == items[200:]
+    with pytest.raises(casstore.Corrupt) as caught:
+        fresh.get_many([name.digest for name in ids[::-1]])
+    assert caught.value.fields["id"] == ids[199]
+
+
+def damage_piece(store: casstore.Store, name: casstore.ArtifactId) -> None:
+    """Flip a bit of an artifact's first piece."""
+    key = piece_key(store._reader.head(name.digest).data_id, 0)
+    with store._backend._tables.write() as t:
+        piece = bytearray(t.get(D, key) or b"")
+        piece[-1] ^= 1
+        t.put(D, key, bytes(piece))
 
 
 # -- reading --------------------------------------------------------------------------------------------------
@@ -180,12 +203,7 @@ def test_get_many_raises_as_get_does(tmp_path: Path, place: int) -> None:
         store.gc(roots, grace=0)
         with pytest.raises(casstore.Collected):
             store.get_many([*ids[:place], gone, absent, *ids])
-        row = store._backend.rows([ids[place].digest])[0]
-        assert row is not None
-        with store._backend._tables.write() as t:
-            piece = bytearray(t.get(D, piece_key(row.data_id, 0)))
-            piece[-1] ^= 1
-            t.put(D, piece_key(row.data_id, 0), bytes(piece))
+        damage_piece(store, ids[place])
         with pytest.raises(casstore.Corrupt) as caught:
             store.get_many([*ids, absent])
         assert caught.value.fields["id"] == ids[place]
@@ -210,14 +228,18 @@ def test_what_a_frame_expands_to_is_bounded_before_it_is_decompressed(states_its
     """Among many good ones: a frame of 64 MiB whose record says 100 bytes is refused, the others are read."""
     bomb = zstandard.ZstdCompressor(write_content_size=states_its_size).compress(bytes(64 << 20))
     texts = [b"%d abcabcabcabcabcabcabcabcabcabcabc" % number * 9 for number in range(200)]
-    good = [(int(encoded.codec), encoded.stored, len(data)) for data in texts for encoded in [codec.encode_whole(data)]]
-    lies = [(int(Codec.ZSTD), bomb, 100), (int(Codec.RAW), b"x", 100), (int(Codec.ZSTD), b"", 1), (77, b"x", 1), None]
+    good = [(int(one.codec), one.stored, len(data), 0) for data in texts for one in [codec.encode_whole(data)]]
+    lies = [
+        (int(Codec.ZSTD), bomb, 100, 0), (int(Codec.RAW), b"x", 100, 0), (int(Codec.ZSTD), b"", 1, 0), (77, b"x", 1, 0),
+        (int(Codec.ZSTD_DICTIONARY), good[0][1], good[0][2], 5), (int(Codec.ZSTD_DICTIONARY), bomb, 100, 6),
+        (int(Codec.ZSTD), good[0][1], good[0][2], 7), None,
+    ]  # fmt: skip
     before = memory.anonymous_bytes()
     watch = memory.MemoryWatch()
-    found = codec.decode_all([*good[:100], *lies, *good[100:]])
+    found = codec.decode_all([*good[:100], *lies, *good[100:]], {6: b"no dictionary"})
     peak, _ = watch.stop()
     assert found == [*texts[:100], *[None] * len(lies), *texts[100:]]
-    assert codec.decode_all(good) == texts
+    assert codec.decode_all(good, {}) == texts
     assert peak - before < 32 << 20
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +15,7 @@ from casstore.codec import Codec, DecodeError
 
 WORDS = st.lists(st.sampled_from([b"alpha ", b"beta ", b"gamma, ", b"0123456789", b"\x00\xff", b"x"]), max_size=60)
 TEXTS = WORDS.map(b"".join)
+SAMPLES = [b"alpha beta %d gamma, %d alpha 0123456789 beta" % (number, number * 7919) for number in range(300)]
 
 
 def edited(base: bytes, rng: random.Random, edits: int) -> bytes:
@@ -48,6 +51,8 @@ def test_many_at_once_are_encoded_as_each(texts: list[bytes], size: int) -> None
     """In one call of the compressor or in many, empty ones among them."""
     for many in (texts, [b"", random.Random(size).randbytes(size), *texts, bytes(64 << 10)]):
         assert codec.encode_all(many) == [codec.encode_whole(data) for data in many]
+        for dictionary in (bytes(200), b"", zstandard.train_dictionary(1024, SAMPLES).as_bytes()):
+            assert codec.encode_all_with(many, dictionary) == [codec.encode_with(data, dictionary) for data in many]
 
 
 @settings(max_examples=200, deadline=None)
@@ -117,8 +122,6 @@ def test_hostile_stored_bytes_never_crash_nor_allocate(kind: int, stored: bytes,
 
 def test_a_frame_that_lies_about_its_size_is_refused_before_it_is_decoded() -> None:
     """A frame that states 64 MiB where the record says 1000 bytes."""
-    import zstandard
-
     bomb = zstandard.ZstdCompressor().compress(bytes(64 << 20))
     with pytest.raises(DecodeError):
         codec.decode(Codec.ZSTD, bomb, 1000, None)
@@ -173,3 +176,27 @@ def test_frames_name_the_damaged_one() -> None:
     assert list(frames.frames_for(0, 1)) == [0]
     assert list(frames.frames_for((1 << 20) - 1, (1 << 20) + 1)) == [0, 1]
     assert list(frames.frames_for(5, 5)) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS.filter(len), st.integers(0, 2**32), st.integers(-3, 3))
+def test_memory_that_is_there_takes_the_bytes_or_an_error(data: bytes, seed: int, more: int) -> None:
+    """Whole and with the right room it is filled; damaged or cut, or with another room, never anything but an error, or
+    bytes of that length. A frame of 64 MiB is not begun."""
+    stored, room = zstandard.ZstdCompressor(write_content_size=bool(seed & 1)).compress(data), bytearray(len(data))
+    codec.decompress_into(stored, memoryview(room))
+    assert bytes(room) == data
+    if more and len(data) + more >= 0:
+        with pytest.raises(DecodeError):
+            codec.decompress_into(stored, memoryview(bytearray(len(data) + more)))
+    rng = random.Random(seed)
+    flipped = bytearray(stored)
+    flipped[rng.randrange(len(stored))] ^= 1 << rng.randrange(8)
+    for damaged in (bytes(flipped), stored[: rng.randrange(len(stored))]):
+        with contextlib.suppress(DecodeError):
+            codec.decompress_into(damaged, memoryview(room))
+    with pytest.raises(DecodeError):
+        codec.decompress_into(BOMBS[seed & 1], memoryview(room))
+
+
+BOMBS = [zstandard.ZstdCompressor(write_content_size=states).compress(bytes(64 << 20)) for states in (False, True)]
