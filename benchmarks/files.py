@@ -153,9 +153,11 @@ def measure_ranges(home: Path, name: ArtifactId, source: Path) -> Samples:
     size = source.stat().st_size
     decode = frames.decode_frame
 
-    def counting(entry: frames.Entry, stored: bytes, raw_len: int) -> bytes:
+    def counting(
+        entry: frames.Entry, stored: bytes | memoryview, raw_len: int, memory: bytearray | None = None
+    ) -> bytes | memoryview:  # fmt: skip
         decoded[0] += 1
-        return decode(entry, stored, raw_len)
+        return decode(entry, stored, raw_len, memory)
 
     frames.decode_frame = counting
     try:

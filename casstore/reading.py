@@ -204,14 +204,16 @@ class Reader:
             return b""
         try:
             framed = FramedReader(self._backend, head, digest)
-            first = start // frames.FRAME_SIZE * frames.FRAME_SIZE
-            return b"".join(framed.frames(start, stop))[start - first : stop - first]
+            parts = framed.frames(start, stop)
+            parts[-1] = parts[-1][: (stop - 1) % frames.FRAME_SIZE + 1]
+            parts[0] = parts[0][start % frames.FRAME_SIZE :]
+            return b"".join(parts)
         except _MovedOnError as error:
             raise self.missing(digest) from error
 
     def frame(
         self, digest: bytes, framed: FramedReader | None, start: int, stop: int
-    ) -> tuple[FramedReader | None, bytes]:
+    ) -> tuple[FramedReader | None, codec.Bytes]:
         """Bytes [start, stop), which are one frame, and what reads others of the same artifact with fewer looks.
 
         Raises: NotFound, Collected, Corrupt.
@@ -290,7 +292,7 @@ class FramedReader:
         except frames.FrameError as error:
             raise Corrupt(ArtifactId(asked), str(error)) from error
 
-    def frames(self, start: int, stop: int) -> list[bytes]:
+    def frames(self, start: int, stop: int) -> list[codec.Bytes]:
         """The raw frames that hold bytes [start, stop)."""
         return [self._frame(number) for number in frames.frames_for(start, stop)]
 
@@ -308,9 +310,9 @@ class FramedReader:
             yield raw
             free.append(memory)
 
-    def _frame(self, number: int) -> bytes:
+    def _frame(self, number: int) -> codec.Bytes:
         memory = _Memory(min(self._table.entries[number].length, frames.FRAME_SIZE))
-        return bytes(self._decoded(number, self._stored(number, memory), memory))
+        return self._decoded(number, self._stored(number, memory), memory)
 
     def _stored(self, number: int, memory: _Memory) -> memoryview:
         entry = self._table.entries[number]

@@ -376,3 +376,13 @@ def test_a_frame_that_says_it_is_huge_is_refused() -> None:
         framed.frames(1 << 20, 2 << 20)
     with pytest.raises(casstore.Corrupt, match="are stored"):
         list(framed.run(0))
+
+
+def test_ranges_are_cut_where_they_should_be(tmp_path: Path, large: bytes) -> None:
+    """At, before and after the seams of frames, within one and over several, past the end."""
+    with casstore.open(tmp_path / "home") as store:
+        name = store.put_file(io.BytesIO(large))
+        places = [near for seam in range(0, len(large), 1 << 20) for near in (seam - 1, seam, seam + 1) if near >= 0]
+        for start in places:
+            for stop in [*places, len(large), len(large) + 5]:
+                assert store.get_range(name, start, max(stop - start, 0)) == large[start:stop]
