@@ -20,7 +20,7 @@ from test_verify import fill as fill_with_everything
 
 import casstore
 import journal
-from casstore import ArtifactId, mending, steps
+from casstore import ArtifactId, mending, steps, values
 from casstore.locks import collector_lock
 from casstore.rows import DA, IX, LN, META, PIN, STATE_KEY, D, DaRow, IxRow, State, u64
 from casstore.testing import FakeRoots
@@ -420,20 +420,55 @@ def test_a_put_between_counting_and_correcting(store: casstore.Store) -> None:
 
 
 def test_a_gc_after_a_mend_marks_everything(tmp_path: Path) -> None:
-    """What came back under an old number, and nothing names, is found: the gc before remembered nothing of it."""
+    """What came back under an old number, and nothing names, is found: to the gc before it was there for good."""
     with journal.open(tmp_path / "home") as jrn:
-        store, loose = jrn.store, jrn.store.put(b"loose" * 1000)
-        store.gc(jrn, grace=3600)
+        store = jrn.store
         pinned = store.put(b"pinned" * 1000)
         store.pin("p", pinned)
-        store.gc(jrn, grace=3600)
-        assert store.gc(jrn, grace=3600).incremental
-        edit(store, lambda txn: txn.delete(IX, pinned.digest))
-        edit(store, lambda txn: txn.delete(PIN, b"p"))
+        store.gc(jrn, grace=0)
+        assert store.gc(jrn, grace=0).incremental
+        edit(store, lambda txn: (txn.delete(IX, pinned.digest), txn.delete(PIN, b"p")))
         assert store.mend().left == () and pinned in store
-        report = store.gc(jrn, grace=0)
-        assert not report.incremental and {id for id, _ in report.removed} == {loose, pinned}
+        report = store.gc(jrn, grace=0, force=True)
+        assert not report.incremental and {id for id, _ in report.removed} == {pinned}
         assert store.verify().findings == ()
+
+
+def test_what_is_right_by_now_is_left(store: casstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links of nothing, until it is put, just then."""
+    monkeypatch.setattr(mending, "PART_ROWS", 1)
+    leaf = store.put_value({"leaf": 1})
+    coming = casstore.ArtifactId.of(values.encode([leaf])[0])
+
+    def damage(txn: Any) -> None:
+        txn.put(LN, bytes(32), leaf.digest)
+        txn.put(LN, coming.digest, leaf.digest)
+
+    edit(store, damage)
+
+    def write(step: str) -> None:
+        if step == "mend.part" and coming not in store:
+            assert store.put_value([leaf]) == coming
+
+    steps.listen(write)
+    try:
+        assert [(found.code, found.id) for found in store.mend().done] == [("orphan_links", ArtifactId(bytes(32)))]
+    finally:
+        steps.listen(None)
+    assert store.verify().findings == () and store.info(coming).links == (leaf,)
+
+
+def test_a_kept_base_without_a_record_can_be_healed(store: casstore.Store) -> None:
+    """It stays listed as kept, so a put of the good bytes finds it, and what is made of it reads again."""
+    made = fill_with_everything(store)
+    delta = store.get(made["delta"])
+    edit(store, lambda txn: DAMAGES["a base that is missing"][0](txn, made))
+    store.mend()
+    with pytest.raises(casstore.Corrupt):
+        store.get(made["delta"])
+    store.put(b"".join(b"line %d\n" % n for n in range(3000)))
+    assert store.get(made["delta"]) == delta
+    assert store.mend().left == () and store.verify().findings == ()
 
 
 def test_a_run_that_cannot_be_read_keeps_no_other_from_repair(tmp_path: Path) -> None:
