@@ -36,6 +36,9 @@ from casstore.tables import ReadTransaction
 
 BLOCK: Final = 4096  # data_ids that belong to one share together
 _GONE_BYTES: Final = 24  # a longer row says where its bytes are, and, in quarantine, until when
+_DIGEST_BYTES: Final = 32
+_PIN_BYTES: Final = _DIGEST_BYTES + 8  # and since when
+_EXPIRY_BYTES: Final = 8
 _LAST_PIECE: Final = (1 << 32) - 1
 _LAST_ID: Final = (1 << 64) - 1
 
@@ -301,9 +304,21 @@ def _pieces(t: ReadTransaction, start: bytes, share: Share, limit: int) -> Audit
 
 def _roots(t: ReadTransaction, start: bytes, share: Share, _: int) -> AuditPage:
     """Pins and leases hold what is there."""
-    held = [(f"pin {name.decode(errors='replace')!r}", value[:32]) for name, value in t.scan(PIN)]
-    problems = []
+    problems, held = [], list[tuple[str, bytes]]()
+    for name, value in t.scan(PIN):
+        what = f"pin {name.decode(errors='replace')!r}"
+        if len(value) == _PIN_BYTES:
+            held.append((what, value[:32]))
+        else:
+            problems.append(Problem("bad_row", None, f"{what}: a row of {len(value)} bytes instead of {_PIN_BYTES}"))
+    for name, value in t.scan(LEASE):
+        if len(value) != _EXPIRY_BYTES:
+            what = f"lease {name.decode(errors='replace')}"
+            problems.append(Problem("bad_row", None, f"{what}: an expiry of {len(value)} bytes"))
     for key, _value in t.scan(LEASED):
+        if len(key) <= _DIGEST_BYTES:
+            problems.append(Problem("bad_row", None, f"what a lease holds: a row of {len(key)} bytes"))
+            continue
         held.append((f"lease {key[:-32].decode(errors='replace')}", key[-32:]))
         if t.get(LEASE, key[:-32]) is None:
             problems.append(Problem("orphan_lease", key[-32:], "held by a lease that is not there"))

@@ -9,7 +9,7 @@ from typing import Final
 from casstore import audits
 from casstore.backend import BlobBackend, Row
 from casstore.codec import Codec, encoding_name
-from casstore.errors import Corrupt, InvalidArgument, NotFound, StoreError
+from casstore.errors import Corrupt, DamagedStore, InvalidArgument, NotFound, StoreError
 from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
 from casstore.items import links_of
@@ -85,7 +85,11 @@ def verify(
 def _check_staged(backend: BlobBackend, stage: Stage, reader: Reader) -> list[Finding]:
     """Staged artifacts are few: all are looked at by each share. What was settled meanwhile is checked in the store."""
     findings: list[Finding] = []
-    for row in stage.rows():
+    try:
+        rows = stage.rows()
+    except DamagedStore as error:
+        return [Finding(code=error.code, id=None, detail=str(error))]
+    for row in rows:
         name = ArtifactId(row.digest)
         try:
             links = links_of(reader.get(row.digest))

@@ -49,9 +49,10 @@ from casstore.tables import ReadTransaction, Tables, WriteTransaction
 PART_ROWS: Final = 256  # changed in one transaction
 PIECES_MAX: Final = 2000  # of one data_id removed in one transaction
 _PAGE: Final = 2000
+LEASE_S: Final = 86400  # what a lease is given whose end cannot be read
 _NUMBER_MAX: Final = 1 << 62  # a greater data_id is damage, and not one to go on from
 
-# Of these findings of `audits`; bad_row where it is one of the index or of a record.
+# Of these findings of `audits`; bad_row where it is one of the index, of a record or of a lease.
 MENDS: Final = frozenset({
     "bad_row", "orphan_kind", "orphan_lease", "orphan_links", "orphan_pieces", "orphan_record", "wrong_counters",
     "wrong_gone", "wrong_kept", "wrong_number", "wrong_purge", "wrong_touch",
@@ -100,7 +101,7 @@ def mend(tables: Tables, now_s: int, prove: Prove) -> list[Mended]:
             reach("mend.part")
             done += part.done
             keys = left + keys[PART_ROWS:]
-    done += _mend_leases(tables)
+    done += _mend_leases(tables, now_s)
     done += _count(tables)
     return done
 
@@ -354,21 +355,32 @@ _HOW: Final[dict[tuple[str, str], Callable[[_Part, bytes, Problem], str | None]]
 }  # fmt: skip
 
 
-def _mend_leases(tables: Tables) -> list[Mended]:
-    """What is held by leases that are not there."""
+def _mend_leases(tables: Tables, now_s: int) -> list[Mended]:
+    """What is held by leases that are not there; and leases whose end cannot be read, which stops every gc."""
     with tables.read() as t:
-        keys = [key for key in t.keys(LEASED) if t.get(LEASE, key[:-32]) is None]
-    if not keys:
-        return []
+        if not (_unheld(t) or _endless(t)):
+            return []
     with tables.write() as t:
-        state = begin(t)
-        gone = [key for key in keys if t.get(LEASE, key[:-32]) is None]
-        t.delete_many(LEASED, gone)
+        state, unheld, endless = begin(t), _unheld(t), _endless(t)
+        t.delete_many(LEASED, unheld)
+        for name in endless:
+            t.put(LEASE, name, u64(now_s + LEASE_S))
         loosen(t, state)
         finish(t, state)
         reach("mend.written")
     reach("mend.part")
-    return [Mended("orphan_lease", key[-32:], "not held any more") for key in gone]
+    done = [Mended("orphan_lease" if len(key) > 32 else "bad_row", key[-32:] if len(key) > 32 else None,
+                   "not held any more") for key in unheld]  # fmt: skip
+    said = "ends a day from now, unless it is renewed"
+    return done + [Mended("bad_row", None, f"lease {name.decode(errors='replace')} {said}") for name in endless]
+
+
+def _unheld(t: ReadTransaction) -> list[bytes]:
+    return [key for key in t.keys(LEASED) if len(key) <= 32 or t.get(LEASE, key[:-32]) is None]
+
+
+def _endless(t: ReadTransaction) -> list[bytes]:
+    return [name for name, value in t.scan(LEASE) if len(value) != 8]
 
 
 def _count(tables: Tables) -> list[Mended]:

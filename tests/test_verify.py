@@ -26,6 +26,7 @@ from casstore.rows import (
     IX,
     KN,
     KP,
+    LEASE,
     LEASED,
     LN,
     META,
@@ -184,6 +185,9 @@ DAMAGES: dict[str, tuple[Callable[[Any, dict[str, ArtifactId]], Any], set[str], 
     ),
     "a pin of nothing": (lambda t, m: t.put(PIN, b"p", b"x" * 32 + u64(1)), {"missing_root"}, None),
     "held by no lease": (lambda t, m: t.put(LEASED, b"l" + m["raw"].digest, b""), {"orphan_lease"}, "raw"),
+    "half a pin": (lambda t, m: t.put(PIN, b"p", b"x" * 31), {"bad_row"}, None),
+    "the end of a lease": (lambda t, m: t.put(LEASE, b"l", b"x"), {"bad_row"}, None),
+    "half of what a lease holds": (lambda t, m: t.put(LEASED, b"l" * 31, b""), {"bad_row"}, None),
     "count of artifacts": (change_state(artifacts=1), {"wrong_counters"}, None),
     "raw bytes": (change_state(raw_bytes=-1), {"wrong_counters"}, None),
     "stored bytes": (change_state(stored_bytes=1), {"wrong_counters"}, None),
@@ -232,6 +236,18 @@ def test_parts_and_stops_see_each_artifact_once(store: casstore.Store) -> None:
     stopped = stops(store, (50, 90))
     assert len(stopped) > 20
     assert sum(part.artifacts for part in stopped) == store.verify(subset=(50, 90)).artifacts > 20
+
+
+def test_a_staged_row_that_cannot_be_read(tmp_path: Path) -> None:
+    """Is named, and hides nothing of the store."""
+    with journal.open(tmp_path / "home") as jrn:
+        name = jrn.store.put(b"x" * 9000)
+        with jrn._backend._tables.write() as txn:  # type: ignore[attr-defined]
+            txn.put(b"staged1", bytes(32), b"short")
+        edit(jrn.store, lambda txn: txn.delete(D, record(txn, name)[0] + bytes(4)))
+        assert codes(jrn.store.verify()) == {"damaged_store", "corrupt"}
+        with jrn._backend._tables.write() as txn:  # type: ignore[attr-defined]
+            txn.delete(b"staged1", bytes(32))
 
 
 def test_arguments(store: casstore.Store) -> None:
