@@ -15,7 +15,7 @@ from casstore.ids import ArtifactId
 from casstore.values import decode, encode_reference
 from journal import events, record_form, records
 from journal.decoding import RunDecoder
-from journal.errors import InvalidEvent, InvalidStream, UnknownEventVersion
+from journal.errors import InvalidEvent, InvalidField, InvalidStream, MalformedField, UnknownEventVersion
 from journal.events import DomainEvent, Event, to_fields
 from journal.records import Batch, Context, definition, encode_record
 from tests.unit.test_records import OTHER, RUN_EVENTS, STATE, A, C, encoded_run, failed
@@ -28,11 +28,12 @@ SHORT_CID = b"\x01\x55\x00\x1c" + b"q" * 28
 
 
 def told(data: bytes) -> Any:
-    """What is made of these bytes: the row as text, since True is 1 otherwise; or the class of the refusal."""
+    """What is made of these bytes: the row as text, since True is 1 otherwise; or the class of the refusal, whether it
+    has an offset or not: what is nested too deep one refuses by its form, the other by the place where it stands."""
     try:
         return repr(record_form.parse(data, None))
     except (InvalidEvent, InvalidStream) as error:
-        return type(error)
+        return InvalidField if isinstance(error, MalformedField) else type(error)
 
 
 def edited(data: bytes, edits: list[tuple[int, int, int]]) -> bytes:
