@@ -391,8 +391,8 @@ class BlobBackend(Protocol):
     def sync(self) -> int:
         """All commits up to the returned number are on disk."""
 
-    def synced(self) -> int:
-        """The newest commit known to be on disk, as far as this process saw."""
+    def sync_own(self) -> int:
+        """The same, but that it leaves what others committed where nothing that this process put is waiting."""
 
     def reader_check(self) -> int: ...
     def close(self) -> None: ...

@@ -332,6 +332,12 @@ class Store:
         self._check()
         return self._backend.sync()
 
+    def barrier(self) -> int:
+        """As `sync`, but that it leaves what others committed where nothing that this process put is waiting: whoever
+        names something younger has to flush (see `touched`)."""
+        self._check()
+        return self._backend.sync_own()
+
     def touched(self, ids: Sequence[ArtifactId]) -> list[int | None]:
         """The commit that last touched each artifact, None for what is not visible, all from one snapshot that
         begins now."""

@@ -73,7 +73,7 @@ class TableBackend:
     def __init__(self, tables: CompactableTables, *, read_only: bool = False) -> None:
         self._tables = tables
         self._read_only = read_only
-        self._synced = 0
+        self._synced = self._put = 0  # the newest commits: on disk, as far as is known; of a put by this process
         self._sync_lock = threading.Lock()
 
     # -- identity
@@ -265,7 +265,9 @@ class TableBackend:
 
     def put(self, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult:
         with self._tables.write() as t:
-            return puts.put(t, items, now_s, lease)
+            result = puts.put(t, items, now_s, lease)
+        self._put = max(self._put, result.commit)
+        return result
 
     def heal_kept(self, data_id: int, item: NewArtifact) -> bool:
         with self._tables.write() as t:
@@ -373,9 +375,8 @@ class TableBackend:
             self._synced = max(self._synced, commit)
         return commit
 
-    def synced(self) -> int:
-        """The newest commit known to be on disk, as far as this process saw."""
-        return self._synced
+    def sync_own(self) -> int:
+        return self._synced if 0 < self._put <= self._synced else self.sync()
 
     def reader_check(self) -> int:
         return self._tables.reader_check()

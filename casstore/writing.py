@@ -13,6 +13,7 @@ from blake3 import blake3
 from casstore import codec, dictionaries, frames
 from casstore.ahead import threads
 from casstore.backend import BlobBackend, EncodeAgain, NewArtifact, Outcome, PutResult, Row, UploadLost, Walk
+from casstore.chains import CHAIN_MAX, RecentChains, last_of_walk, skip
 from casstore.errors import (
     Corrupt,
     DamagedStore,
@@ -33,7 +34,6 @@ from casstore.stage import Stage, Staged
 from casstore.steps import reach
 from casstore.uploads import frames_of, read_up_to, write_frames
 
-CHAIN_MAX: Final = (1 << 10) - 1  # five digits of base 4: read through at most 15 deltas
 BATCH_BYTES: Final = 4 << 20
 BATCH_ITEMS: Final = 2000
 LOOK_EVERY_PUTS: Final = 1000
@@ -58,7 +58,7 @@ class Writer:
         self._backend, self._reader, self._recent, self._stage = backend, reader, recent, stage
         self._clock = clock
         self._quota, self._path = quota, path
-        self._hints = Hints()
+        self._hints, self._chains = Hints(), RecentChains()
         self._dictionaries: dict[str, bytes] = {}
         self._until_look = 0
         self._map_room = 0
@@ -80,8 +80,9 @@ class Writer:
             return self._put_large(item, lease, durable, verify)
         digest = blake3(item.data).digest()
         known = None if links is None else tuple(link.digest for link in links)
-        self._write([self._prepare(item, digest, known)], [item], lease)
-        self._remember(item, digest)
+        prepared = self._prepare(item, digest, known)
+        self._write([prepared], [item], lease)
+        self._remember(item, digest, prepared)
         self._flush(durable)
         return ArtifactId(digest)
 
@@ -95,7 +96,7 @@ class Writer:
                 return self._put_large(item, None, False, False)
         else:
             delta = self._prepare(item, digest, known)
-        self._remember(item, digest)
+        self._remember(item, digest, delta)
         return PreparedPut(ArtifactId(digest), item, delta)
 
     def put_prepared(self, prepared: Sequence[PreparedPut]) -> None:
@@ -308,12 +309,16 @@ class Writer:
         return None
 
     def _row_and_walk(self, digest: bytes, base: bytes) -> tuple[Row | None, Walk]:
-        """See BlobBackend.row_and_walk; as far as `_base` needs it. What is staged has the data_id 0."""
-        staged = self._stage.walk(base, _last_of_walk)
+        """See BlobBackend.row_and_walk; as far as `_base` needs it. What is staged, or was put by this process, has the
+        data_id 0."""
+        at_hand = self._chains.walk(base, last_of_walk)
+        if at_hand is not None:
+            return self._backend.rows([digest])[0], at_hand
+        staged = self._stage.walk(base, last_of_walk)
         # First that look: what it does not show was settled before the second one.
         if not staged:
-            return self._backend.row_and_walk(digest, base, _last_of_walk)
-        last, below = _last_of_walk(staged[0].chain), staged[-1].base
+            return self._backend.row_and_walk(digest, base, last_of_walk)
+        last, below = last_of_walk(staged[0].chain), staged[-1].base
         walk = [(row.digest, 0, row.chain) for row in staged]
         if below is None or staged[-1].chain <= last:
             return self._backend.rows([digest])[0], walk
@@ -338,6 +343,8 @@ class Writer:
             except EncodeAgain as again:
                 gone = set(again.digests)
                 bases = [put.base for put in prepared if put.digest in gone and put.base is not None]
+                for base in bases:
+                    self._chains.forget(base)
                 if settling or not self._unstage(bases):
                     prepared = [whole(old) if old.digest in gone else old for old in prepared]
                 continue
@@ -465,8 +472,10 @@ class Writer:
         self._flush(durable)
         return ArtifactId(digest)
 
-    def _remember(self, item: PutItem, digest: bytes) -> None:
-        """What a later version may be a delta of is kept at hand."""
+    def _remember(self, item: PutItem, digest: bytes, prepared: NewArtifact | None = None) -> None:
+        """What a later version may be a delta of is kept at hand; with how it is made, where that is known."""
+        if prepared is not None and prepared.stored is not None:
+            self._chains.add(digest, prepared.chain, prepared.base)
         if self._hints.keep(digest) or item.base is not None or item.kind == "context_snapshot":
             self._recent.add(digest, item.data)
 
@@ -507,20 +516,6 @@ class Writer:
     def _reusable(info: dict[str, int]) -> int:
         """Bytes of pages that gc freed inside of the file: they need no disk."""
         return info["pages_free"] * info["page_bytes"]
-
-
-def skip(chain: int) -> int:
-    """The number of the base of number `chain`. As Subversion's skip-deltas, but in base 4: a version costs the
-    changes of fewer steps, and is read through at most three deltas for each digit instead of one for each bit."""
-    step = 1
-    while chain % (step << 2) == 0:
-        step <<= 2
-    return chain - step
-
-
-def _last_of_walk(chain: int) -> int:
-    """Where a walk for the base of the next version may end."""
-    return skip(chain + 1)
 
 
 def _whole(item: PutItem, digest: bytes, links: tuple[bytes, ...]) -> NewArtifact:

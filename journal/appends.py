@@ -103,6 +103,7 @@ class Appender:
     ) -> None:  # fmt: skip
         self._backend, self._store, self._terms, self._committed = backend, store, terms, committed
         self._staging = store.staging
+        self._staged: int | None = None  # after the newest commit of this process: others may have staged since
         self._committer = Committer(self._commit_group)
 
     def append(
@@ -144,14 +145,14 @@ class Appender:
         """Admit outside of the lock what can be, flush the store once for all, then commit."""
         appends = [pending for pending in group if isinstance(pending, Append)]
         terms = self._terms()
-        self._admit_all(appends, terms)
+        seen = self._admit_all(appends, terms)
         waiting = [append for append in appends if append.error is None and append.writes != []]
         if not waiting:
             return
         rows = self._place(waiting)
         waiting = [append for append in waiting if append.error is None]
         names = rows or any(append.named or append.staged for append in waiting)
-        synced = self._store.sync() if names else 0  # 1: the barrier
+        synced = self._store.barrier() if names else 0  # 1
         reach("append.synced")
 
         def again(unit: Any, look: Look) -> None:
@@ -170,7 +171,7 @@ class Appender:
             return [ArtifactId(row.digest) for row, gone in zip(rows, done, strict=True) if gone]
 
         try:
-            self._backend.commit(waiting, again, check, settled)
+            self._staged = self._backend.commit(waiting, again, check, settled, seen)
         except PoisonedHandle as error:
             raise OutcomeUnknown("an append", str(error)) from error
         self._committed()
@@ -190,7 +191,8 @@ class Appender:
                 (small if can_stage else large).append(append)
         if not small and not large:
             return []
-        staged, more = self._staging.count(), sum(len(append.puts) for append in small)
+        staged = self._staging.count() if self._staged is None else self._staged
+        more = sum(len(append.puts) for append in small)
         rows = self._settle() if staged and (large or staged + more > due(more)) else []
         if staged - len(rows) + more > ROWS_MAX:  # settling did not help
             small, large = [], small + large
@@ -236,8 +238,9 @@ class Appender:
             for append in bringing:
                 self._put_all([append])
 
-    def _admit_all(self, appends: Sequence[Append], terms: Terms) -> None:
-        """A second append to a run in one group has to wait for the first: it is admitted under the lock."""
+    def _admit_all(self, appends: Sequence[Append], terms: Terms) -> int:
+        """A second append to a run in one group has to wait for the first: it is admitted under the lock. Returns the
+        version of the look."""
         seen: set[UUID] = set()
         with self._backend.look() as look:
             number = look.next_number()
@@ -252,6 +255,7 @@ class Appender:
                     append.error = error
                     continue
                 number += sum(write.before is None for write in append.writes or ())
+            return look.version()
 
     def _admit(self, append: Append, look: Look, terms: Terms, number: int) -> None:
         answers: list[RunWrite | AlreadyThere] = []

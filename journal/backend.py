@@ -139,6 +139,9 @@ class Look(Protocol):
     def facts(self, number: int) -> Iterator[int]:
         """The seqs of all bound facts."""
 
+    def version(self) -> int:
+        """The number of the commit that it shows."""
+
     def position(self) -> int:
         """The position of the newest event ever, 0 when there was none."""
 
@@ -209,14 +212,16 @@ class JournalBackend(Protocol):
 
     def commit(
         self, units: Sequence[Unit], admit: Callable[[Unit, Look], None], check: Callable[[Unit, Look], None],
-        settled: Callable[[], Iterable[ArtifactId]] = tuple,
-    ) -> None:  # fmt: skip
-        """Write the units, in order, under the lock that keeps every other writer out.
+        settled: Callable[[], Iterable[ArtifactId]] = tuple, seen: int | None = None,
+    ) -> int:  # fmt: skip
+        """Write the units, in order, under the lock that keeps every other writer out; how many artifacts are staged
+        then.
 
         First, what is `settled` now stops to be staged. A unit whose `writes` are None or no longer hold (a row's
         head, epoch or claim is another, or the number of a new run is taken) is admitted here, from a look that has
-        the units before it. Then `check`, then its rows and what it stages are written. What either raises is the
-        unit's `error` and the others go on; any other failure leaves nothing written.
+        the units before it. `seen` is the version of the look that they were admitted from: nothing has to be compared
+        where that is still the newest. Then `check`, then its rows and what it stages are written. What either raises
+        is the unit's `error` and the others go on; any other failure leaves nothing written.
         Raises: StoreFull, PoisonedHandle (the outcome is not known), ReadOnly.
         """
 

@@ -116,6 +116,9 @@ class TableLook:
         for _, value in self.under(FK, number(number_)):
             yield unpack_number(value)
 
+    def version(self) -> int:
+        return self._txn.version()
+
     def position(self) -> int:
         newest = next(self._txn.scan(EV, reverse=True), None)
         last: int = 0 if newest is None else unpack_number(newest[0])
@@ -289,21 +292,22 @@ class TableBackend:
 
     def commit(
         self, units: Sequence[Unit], admit: Callable[[Unit, Look], None], check: Callable[[Unit, Look], None],
-        settled: Callable[[], Iterable[ArtifactId]] = tuple,
-    ) -> None:  # fmt: skip
+        settled: Callable[[], Iterable[ArtifactId]] = tuple, seen: int | None = None,
+    ) -> int:  # fmt: skip
         with self._tables.write() as txn:
             reach("append.locked")
             look = TableLook(txn, self._known)
             for id in settled():
                 txn.delete(stage.TABLE, id.digest)
-            position = look.position()
+            position, current = look.position(), seen is not None and txn.version() == seen + 1
             for unit in units:
                 try:
-                    if unit.writes is None or _are_stale(look, unit.writes):
+                    if unit.writes is None or (not current and _are_stale(look, unit.writes)):
+                        current = False  # it may change what the others were admitted from
                         admit(unit, look)
                     check(unit, look)
                 except (JournalError, StoreError) as error:
-                    unit.error = error
+                    unit.error, current = error, False  # so does one that is not written, by the number of its run
                     continue
                 unit.positions = []
                 for place, put in enumerate(unit.staged if unit.writes else ()):
@@ -315,8 +319,10 @@ class TableBackend:
                 if unit.writes:
                     for name, at in unit.cursors.items():
                         txn.put(CUR, name.encode(), number(at))
+            staged = txn.count(stage.TABLE)
             reach("append.written")
         reach("append.committed")
+        return staged
 
     def _remember(self, row: RunRow, data: bytes) -> None:
         if len(self._known) >= _KNOWN_MAX:

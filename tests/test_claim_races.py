@@ -29,11 +29,11 @@ class SlowBackend:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def commit(self, *arguments: Any) -> None:
+    def commit(self, *arguments: Any) -> int:
         call, self.meanwhile = self.meanwhile, None
         if call is not None:
             call()
-        self.inner.commit(*arguments)
+        return self.inner.commit(*arguments)
 
 
 class TwoHandles:

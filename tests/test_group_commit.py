@@ -10,7 +10,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
+import casstore
 import journal
+from casstore import ArtifactId
+from journal.appends import Append, request_of
 from journal.commits import Committer, Pending
 from tests.helpers import at_step
 
@@ -156,3 +159,36 @@ def test_a_caller_that_is_left_alone_commits_by_itself_again(monkeypatch: pytest
     assert groups.sizes == [1, 3, 1, 1]
     assert groups.threads == ["caller", "journal-commit", "journal-commit", "caller"]
     groups.committer.close()
+
+
+def group_of(jrn: journal.Journal, wanted: Sequence[tuple[UUID, int, journal.Event]]) -> list[Append]:
+    """One group, committed: an append of an event for each (run, expected_seq, event)."""
+    appends = [Append([request_of(run, expected, [event])], None, None) for run, expected, event in wanted]
+    jrn._appender._commit_group(appends)
+    return appends
+
+
+def test_a_new_run_that_is_refused_in_a_group_takes_no_number_from_the_next(tmp_path: Path) -> None:
+    """They were admitted before the lock, the second as the run after the first."""
+    with journal.open(tmp_path) as jrn:
+        there = jrn.store.put(b"x")
+        missing = journal.RunStarted(op_id="op", manifest_id=ArtifactId(bytes(32)), initial_snapshot_id=there)
+        started = journal.RunStarted(op_id="op", manifest_id=there, initial_snapshot_id=there)
+        first, second, third = uuid4(), uuid4(), uuid4()
+        refused, one, other = group_of(jrn, [(first, 0, missing), (second, 0, started), (third, 0, started)])
+        assert isinstance(refused.error, casstore.MissingArtifact)
+        assert one.error is None and other.error is None
+        assert [run.run_id for run in jrn.runs()] == [third, second]
+        assert not list(jrn.verify())
+
+
+def test_appends_to_one_run_in_a_group_stand_one_after_the_other(tmp_path: Path) -> None:
+    """The second is admitted under the lock, and the third, of another run, from before it."""
+    with journal.open(tmp_path) as jrn:
+        run, other = (jrn.start_run("op", manifest={}, context={}, claim=False).run_id for _ in range(2))
+        tick = journal.DomainEvent("tick", {})
+        done = group_of(jrn, [(run, 2, tick), (run, 3, tick), (other, 2, tick), (run, 3, tick)])
+        assert [append.error for append in done[:3]] == [None] * 3
+        assert isinstance(done[3].error, journal.Conflict)
+        assert (jrn.head(run), jrn.head(other)) == (4, 3)
+        assert not list(jrn.verify())
