@@ -2,7 +2,8 @@
 
 A caller that is alone commits in its own thread. When several come at once, or nobody waits (`wait=False`), a thread
 of the journal commits for all of them; it is started with the first such append. Callers whose commit is done mostly
-come again soon, so that thread waits for as many as it had the last time, but at most half as long as that took.
+come again soon, so that thread waits for those that it had the last time and those who came meanwhile, but at most half
+as long as that commit took.
 """
 
 from __future__ import annotations
@@ -149,7 +150,9 @@ class Committer:
                     self._wake.wait_for(self._is_complete, timeout=self._patience_s)
             with self._leader:
                 began = time.monotonic()
-                self._expected = max(self._drain(), 1)
+                again = self._drain()
+                there = sum(pending.awaited for pending in self._queue.copy())
+                self._expected = max(again + there, 1)
                 self._patience_s = min((time.monotonic() - began) * PATIENCE, PATIENCE_S)
 
     def _is_complete(self) -> bool:

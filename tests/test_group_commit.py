@@ -148,6 +148,40 @@ def test_the_next_commit_waits_for_as_many_callers_as_the_last(monkeypatch: pyte
     groups.committer.close()
 
 
+def test_those_who_came_during_a_commit_are_waited_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So two halves that take turns become one."""
+    monkeypatch.setattr("journal.commits.PATIENCE", 1e9)
+    monkeypatch.setattr("journal.commits.PATIENCE_S", 60.0)
+    groups = Groups()
+    callers = groups.call(1)
+    assert groups.begun.acquire(timeout=60)
+    callers += groups.call(2)
+    groups.go.release()
+    assert groups.begun.acquire(timeout=60)  # of the two
+    callers += groups.call(2)
+    groups.go.release()
+    callers += groups.call(2)  # the two come again
+    groups.commit()
+    for caller in callers:
+        caller.join(60)
+    assert groups.sizes == [1, 2, 4]
+    groups.committer.close()
+
+
+def test_nobody_waits_for_appends_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `wait=False` a program goes on at once: its next append is no answer to the commit."""
+    monkeypatch.setattr("journal.commits.PATIENCE", 1e9)
+    monkeypatch.setattr("journal.commits.PATIENCE_S", 600.0)
+    groups = Groups()
+    for count in (2, 1):
+        for _ in range(count):
+            groups.committer.submit(Pending(1))
+        groups.committer.start_thread()
+        groups.commit()
+    groups.committer.close()
+    assert sum(groups.sizes) == 3
+
+
 def test_a_caller_that_is_left_alone_commits_by_itself_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("journal.commits.PATIENCE_S", 0.0)
     groups = Groups()
