@@ -150,16 +150,14 @@ class Committer:
                     self._wake.wait_for(self._is_complete, timeout=self._patience_s)
             with self._leader:
                 began = time.monotonic()
-                again = self._drain()
-                there = sum(pending.awaited for pending in self._queue.copy())
-                self._expected = max(again + there, 1)
+                self._expected = max(self._drain(), 1)
                 self._patience_s = min((time.monotonic() - began) * PATIENCE, PATIENCE_S)
 
     def _is_complete(self) -> bool:
         return len(self._queue) >= self._expected or self._closed
 
     def _drain(self) -> int:
-        """Commit what is queued, up to a limit; how many callers waited for it."""
+        """Commit what is queued, up to a limit; how many callers waited for it, or came meanwhile."""
         group: list[Pending] = []
         events = 0
         while self._queue and (not group or events + self._queue[0].size <= GROUP_EVENTS):
@@ -176,8 +174,9 @@ class Committer:
             failure = OutcomeUnknown("an append", f"interrupted by {type(error).__name__}")
             raise
         finally:
+            came = sum(pending.awaited for pending in self._queue.copy())  # now: done, those of the group come again
             for pending in group:
                 if failure is not None and pending.error is None:
                     pending.error = failure
                 pending.settle()
-        return sum(pending.awaited for pending in group)
+        return came + sum(pending.awaited for pending in group)

@@ -106,6 +106,7 @@ class Groups:
 
         def one() -> None:
             pending = Pending(1)
+            pending.awaited = True  # as `finish` says a little later
             self.committer.submit(pending)
             queued.release()
             self.committer.finish(pending)
@@ -160,6 +161,8 @@ def test_those_who_came_during_a_commit_are_waited_with(monkeypatch: pytest.Monk
     assert groups.begun.acquire(timeout=60)  # of the two
     callers += groups.call(2)
     groups.go.release()
+    for caller in callers[1:3]:
+        caller.join(60)
     callers += groups.call(2)  # the two come again
     groups.commit()
     for caller in callers:
