@@ -129,8 +129,9 @@ def test_writers_collectors_compactions_and_backups_are_killed(tmp_path: Path) -
         assert len(ended) > SOAK_SECONDS / 10 and all(row.status == "completed" for row in ended)
         wrong = [row.run_id for row in ended if not _ended_right(jrn, row.run_id)]
         assert wrong == []
-    # Late enough that every quarantine is over; twice, as bytes may be needed by what goes in the same gc.
-    later = time.time() + 10
+    # Late enough that every quarantine is over, and every lease that a killed process left; twice, as bytes may be
+    # needed by what goes in the same gc.
+    later = time.time() + 3600
     with casstore.open(home, clock=lambda: later) as store, journal.open(home, store=store) as jrn:
         for _ in range(2):
             jrn.store.gc(jrn, grace=0, keep_completed=0, force=True)
