@@ -158,13 +158,21 @@ class Appender:
         def again(unit: Any, look: Look) -> None:
             self._admit(unit, look, terms, look.next_number())
 
-        touched: dict[ArtifactId, int | None] = {}
+        shared: dict[ArtifactId, int | None] = {}
+
+        def touched(unit: Any) -> Mapping[ArtifactId, int | None]:
+            """One look for all, since nothing is collected while the lock is held; where a row cannot be read, one for
+            each, so that only who names it is refused."""
+            try:
+                if not shared:
+                    shared.update(self._touched(waiting))
+            except StoreError:
+                return self._touched([unit])
+            return shared
 
         def check(unit: Any, look: Look) -> None:
-            if not touched:  # one look for all: nothing is collected while the lock is held
-                touched.update(self._touched(waiting))
             if unit.writes:
-                self._check_named(unit, look, synced, touched)
+                self._check_named(unit, look, synced, touched(unit))
 
         def settled() -> list[ArtifactId]:
             done = self._staging.settled(rows, synced) if rows else ()

@@ -13,6 +13,7 @@ import pytest
 import casstore
 import journal
 from casstore import ArtifactId
+from casstore.rows import IX
 from journal.appends import Append, request_of
 from journal.commits import Committer, Pending
 from tests.helpers import at_step
@@ -229,3 +230,17 @@ def test_appends_to_one_run_in_a_group_stand_one_after_the_other(tmp_path: Path)
         assert isinstance(done[3].error, journal.Conflict)
         assert (jrn.head(run), jrn.head(other)) == (4, 3)
         assert not list(jrn.verify())
+
+
+def test_a_row_of_the_store_that_cannot_be_read_refuses_only_who_names_it(tmp_path: Path) -> None:
+    """All of a group look at the store at once, and one of them names what has a damaged row."""
+    with journal.open(tmp_path) as jrn:
+        run, other, third = (jrn.start_run("op", manifest={}, context={}, claim=False).run_id for _ in range(3))
+        damaged, good = jrn.store.put(b"damaged"), jrn.store.put(b"good")
+        with jrn.store._backend._tables.write() as txn:  # type: ignore[attr-defined]
+            txn.put(IX, damaged.digest, b"short")
+        names = [journal.DomainEvent("names", {}, name) for name in (good, damaged, good)]
+        first, refused, last = group_of(jrn, [(run, 2, names[0]), (other, 2, names[1]), (third, 2, names[2])])
+        assert isinstance(refused.error, casstore.DamagedStore)
+        assert first.error is None and last.error is None
+        assert (jrn.head(run), jrn.head(other), jrn.head(third)) == (3, 2, 3)
