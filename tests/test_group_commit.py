@@ -206,6 +206,32 @@ def group_of(jrn: journal.Journal, wanted: Sequence[tuple[UUID, int, journal.Eve
     return appends
 
 
+def numbers(jrn: journal.Journal) -> list[int]:
+    """Those of all runs, newest first."""
+    with jrn._backend.look() as look:
+        return list(look.numbers())
+
+
+def test_a_new_run_that_came_with_a_second_append_has_a_number_of_its_own(tmp_path: Path) -> None:
+    """The second is admitted under the lock, for it goes on with the run of the first, and begins a run as well; the
+    third begins one too, and was admitted before, as the only one that does."""
+    with journal.open(tmp_path) as jrn:
+        run, there = jrn.start_run("op", manifest={}, context={}, claim=False).run_id, jrn.store.put(b"x")
+        tick = journal.DomainEvent("tick", {})
+        started = journal.RunStarted(op_id="op", manifest_id=there, initial_snapshot_id=there)
+        beside, other = uuid4(), uuid4()
+        appends = [
+            Append([request_of(run, 2, [tick])], None, None),
+            Append([request_of(run, 3, [tick]), request_of(beside, 0, [started])], None, None),
+            Append([request_of(other, 0, [started])], None, None),
+        ]
+        jrn._appender._commit_group(appends)
+        assert [append.error for append in appends] == [None] * 3
+        assert [row.run_id for row in jrn.runs()] == [other, beside, run]
+        assert numbers(jrn) == [3, 2, 1]
+        assert not list(jrn.verify())
+
+
 def test_a_new_run_that_is_refused_in_a_group_takes_no_number_from_the_next(tmp_path: Path) -> None:
     """They were admitted before the lock, the second as the run after the first."""
     with journal.open(tmp_path) as jrn:
@@ -217,6 +243,7 @@ def test_a_new_run_that_is_refused_in_a_group_takes_no_number_from_the_next(tmp_
         assert isinstance(refused.error, casstore.MissingArtifact)
         assert one.error is None and other.error is None
         assert [run.run_id for run in jrn.runs()] == [third, second]
+        assert numbers(jrn) == [2, 1]
         assert not list(jrn.verify())
 
 
