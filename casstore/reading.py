@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
 from blake3 import blake3
 
-from casstore import codec, frames
+from casstore import codec, forks, frames
 from casstore.ahead import in_order
 from casstore.backend import BlobBackend, Stored
 from casstore.errors import Collected, Corrupt, DamagedStore, InvalidArgument, NotFound, Quarantined
@@ -371,7 +370,7 @@ class ArtifactReader(io.RawIOBase):
         self._number = -1  # of the frame that is remembered
         self._data: codec.Bytes = b""
         self._run: Iterator[codec.Bytes] | None = None  # what comes after it, where frames are read in turn
-        self._pid = os.getpid()
+        self._pid = forks.pid
 
     def _frame(self) -> codec.Bytes:
         """The raw frame at the place. It is remembered, and so is the table."""
@@ -390,7 +389,7 @@ class ArtifactReader(io.RawIOBase):
     def _following(self, number: int) -> codec.Bytes | None:
         """The frame after the last; None where it has to be looked for. A child that was forked has none of the threads
         that decode ahead."""
-        if self._framed is None or self._pid != os.getpid():
+        if self._framed is None or self._pid != forks.pid:
             return None
         if self._run is None:
             self._run = self._framed.run(number)

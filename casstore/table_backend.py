@@ -30,7 +30,9 @@ from casstore.backend import (
     Until,
     Walk,
 )
+from casstore.codec import Codec
 from casstore.errors import Corrupt
+from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
 from casstore.rows import (
     DA,
@@ -61,9 +63,6 @@ from casstore.rows import (
 from casstore.tables import CompactableTables, ReadTransaction
 
 FIRST_PIECE = piece_key(0, 0)[8:]
-FRAME_SIZE = 1 << 20  # casstore.frames.FRAME_SIZE
-DICTIONARY_CODEC = 4  # casstore.codec.Codec.ZSTD_DICTIONARY
-FRAMES_CODEC = 5  # casstore.codec.Codec.FRAMES: its bytes are read by range, never whole
 
 
 @final
@@ -475,8 +474,8 @@ def _small(t: ReadTransaction, digests: Sequence[bytes], raw_max: int) -> list[S
     for (place, number), record in zip(there, t.get_many(DA, [number for _, number in there]), strict=True):
         if record is not None:
             raw_len, stored_len, codec, base = da_encoding(record)
-            alone = not base or codec == DICTIONARY_CODEC
-            if alone and codec != FRAMES_CODEC and 0 < stored_len <= PIECE_SIZE and raw_len <= raw_max:
+            alone = not base or codec == Codec.ZSTD_DICTIONARY
+            if alone and codec != Codec.FRAMES and 0 < stored_len <= PIECE_SIZE and raw_len <= raw_max:
                 whole.append((place, number + FIRST_PIECE, stored_len, codec, raw_len, base))
     pieces = t.get_many(D, [key for _, key, *_ in whole])
     found: list[Small | None] = [None] * len(digests)
@@ -497,7 +496,7 @@ def _chain(t: ReadTransaction, data_id: int, asked: bytes, known: Callable[[byte
         if known(row.digest):
             found.append(_stored(row, at, b""))
             return found
-        if row.codec == FRAMES_CODEC:
+        if row.codec == Codec.FRAMES:  # read by range, never whole
             found.append(_stored(row, at, b""))
             continue
         pieces = [_piece(t, row, at, number, asked) for number in range(piece_count(row.stored_len))]

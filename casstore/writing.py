@@ -128,8 +128,7 @@ class Writer:
             digests = [blake3(item.data).digest() for item in batch]
             self._write(self._prepare_all(batch, digests), batch, lease)
             for item, digest in zip(batch, digests, strict=True):
-                if len(item.data) >= SIZE_MIN or item.base is not None or item.kind == "context_snapshot":
-                    self._remember(item, digest)
+                self._remember(item, digest)
             ids.extend(map(ArtifactId, digests))
         self._flush(True)
         return ids
@@ -203,9 +202,8 @@ class Writer:
             many = [batch[place].data for place in alike]
             encoded = codec.encode_all(many) if dictionary is None else codec.encode_all_with(many, dictionary[1])
             for place, one in zip(alike, encoded, strict=True):
-                base = None if dictionary is None or one.codec != codec.Codec.ZSTD_DICTIONARY else dictionary[0]
                 item = batch[place]
-                made[place] = _encoded(item, digests[place], links_of(item.data), one, base)
+                made[place] = _encoded_with(item, digests[place], links_of(item.data), one, dictionary)
         return made
 
     def _encode(
@@ -227,9 +225,7 @@ class Writer:
         found = self._dictionary(item.kind)
         if found is None:
             return None
-        encoded = codec.encode_with(item.data, found[1])
-        base = found[0] if encoded.codec == codec.Codec.ZSTD_DICTIONARY else None
-        return _encoded(item, digest, links, encoded, base)
+        return _encoded_with(item, digest, links, codec.encode_with(item.data, found[1]), found)
 
     def _dictionary(self, kind: str, puts: int = 1) -> tuple[bytes, bytes] | None:
         """(digest, bytes) of the kind's dictionary. Looked for now and then: an old one is as right as a new one."""
@@ -476,7 +472,8 @@ class Writer:
         """What a later version may be a delta of is kept at hand; with how it is made, where that is known."""
         if prepared is not None and prepared.stored is not None:
             self._chains.add(digest, prepared.chain, prepared.base)
-        if self._hints.keep(digest) or item.base is not None or item.kind == "context_snapshot":
+        alike = len(item.data) >= SIZE_MIN and self._hints.keep(digest)  # what is smaller has no hint
+        if alike or item.base is not None or item.kind == "context_snapshot":
             self._recent.add(digest, item.data)
 
     def _flush(self, durable: bool) -> None:
@@ -528,6 +525,16 @@ def _encoded(
 ) -> NewArtifact:  # fmt: skip
     how, stored = encoded
     return NewArtifact(digest, item.kind, len(item.data), links, how, stored, len(stored), base, chain)
+
+
+def _encoded_with(
+    item: PutItem, digest: bytes, links: tuple[bytes, ...], encoded: codec.Encoded,
+    dictionary: tuple[bytes, bytes] | None,
+) -> NewArtifact:  # fmt: skip
+    """Its base is the dictionary, (digest, bytes), where that was of use."""
+    if dictionary is None or encoded.codec != codec.Codec.ZSTD_DICTIONARY:
+        return _encoded(item, digest, links, encoded)
+    return _encoded(item, digest, links, encoded, dictionary[0])
 
 
 def _batches(items: Sequence[PutItem]) -> Iterator[list[PutItem]]:

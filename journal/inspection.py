@@ -76,8 +76,7 @@ def _check_id(look: Look, row: RunRow) -> Finding | None:
         return None
     if named is not None and named.run_id == row.run_id:
         return Finding(DOUBLE_ID, row.run_id, None, doubled((named.number, row.number)))
-    where = "nowhere" if named is None else f"to run number {named.number}"
-    return Finding("wrong_row", row.run_id, None, f"it is run number {row.number}, but its id leads {where}")
+    return Finding("wrong_row", row.run_id, None, reading.astray(row, named))
 
 
 def _check_run(backend: JournalBackend, seen: RunRow, events: list[RecordedEvent]) -> Iterator[Finding]:

@@ -403,9 +403,14 @@ def _listed(look: Look, number: int, status: RunStatus | None) -> RunRow:
         raise InvalidStream("bad_row", row.run_id, None, f"run number {number} is listed as {listed}, and is {there}")
     named = look.run(row.run_id)
     if named is None or named.number != number:
-        where = "nowhere" if named is None else f"to run number {named.number}"
-        raise InvalidStream("bad_row", row.run_id, None, f"it is run number {number}, but its id leads {where}")
+        raise InvalidStream("bad_row", row.run_id, None, astray(row, named))
     return row
+
+
+def astray(row: RunRow, named: RunRow | None) -> str:
+    """What to say of a run whose id leads to another one, or to none."""
+    where = "nowhere" if named is None else f"to run number {named.number}"
+    return f"it is run number {row.number}, but its id leads {where}"
 
 
 def _ended_since(look: Look, status: RunStatus, oldest_ms: int | None) -> Iterator[tuple[int, int, str]]:
