@@ -13,7 +13,9 @@ from benchmarks.measure import RESULTS, Results, machine
 from benchmarks.options import Options, parse_size, say
 from benchmarks.report import tables
 
-WORKLOADS: Final = ("steps", "runs", "mixed", "objects", "puts", "append", "scan", "recover", "feed", "bases", "files")
+WORKLOADS: Final = (
+    "steps", "growth", "runs", "mixed", "objects", "puts", "append", "scan", "recover", "feed", "bases", "files",
+)  # fmt: skip
 GC: Final = ("gc_scale", "gc_beside")
 MEMORY_FILESYSTEMS: Final = ("tmpfs", "ramfs")
 

@@ -1,7 +1,9 @@
 /* Counts what makes a process wait for its disk, and makes each wait BENCH_FLUSH_DELAY_US longer.
  *
- * Writes to a file opened with O_SYNC or O_DSYNC are flushes too: LMDB writes its meta page so.
- * Loaded with LD_PRELOAD; bench_flushes(kind) tells the counts, in the order of the numbers below.
+ * Writes to a file opened with O_SYNC or O_DSYNC are flushes too: LMDB writes its meta page so. sync_file_range is one
+ * where it waits.
+ * Loaded with LD_PRELOAD; bench_flushes(kind) tells the counts, in the order of the numbers below: of all processes that
+ * have the same BENCH_FLUSH_COUNTS, a file, as a server has many.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -16,17 +18,23 @@
 
 enum { FDATASYNC, FSYNC, MSYNC, SYNC_FILE_RANGE, SYNCHRONOUS_WRITE, KINDS };
 
-static atomic_ulong counted[KINDS];
-static long delay_us = -1;
+static atomic_ulong own[KINDS], *counted = own;
+static long delay_us;
+
+__attribute__((constructor)) static void begin(void) {
+    const char *given = getenv("BENCH_FLUSH_DELAY_US"), *path = getenv("BENCH_FLUSH_COUNTS");
+    delay_us = given ? atol(given) : 0;
+    int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
+    if (fd < 0) return;
+    void *shared = mmap(NULL, sizeof own, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (shared != MAP_FAILED) counted = shared;
+    close(fd);
+}
 
 unsigned long bench_flushes(int kind) { return kind >= 0 && kind < KINDS ? atomic_load(&counted[kind]) : 0; }
 
 static void flushed(int kind) {
     atomic_fetch_add(&counted[kind], 1);
-    if (delay_us < 0) {
-        const char *given = getenv("BENCH_FLUSH_DELAY_US");
-        delay_us = given ? atol(given) : 0;
-    }
     if (delay_us > 0) {
         struct timespec pause = {delay_us / 1000000, (delay_us % 1000000) * 1000};
         nanosleep(&pause, NULL);
@@ -56,7 +64,7 @@ int msync(void *at, size_t size, int flags) {
 int sync_file_range(int fd, off64_t at, off64_t size, unsigned int flags) {
     REAL(sync_file_range);
     int r = real(fd, at, size, flags);
-    flushed(SYNC_FILE_RANGE);
+    if (flags & (SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WAIT_AFTER)) flushed(SYNC_FILE_RANGE);
     return r;
 }
 

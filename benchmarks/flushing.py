@@ -19,9 +19,11 @@ def compiler() -> str | None:
 
 
 def build(where: Path) -> Path:
-    """Compile the shim. Raises: CalledProcessError, with what the compiler says in its stderr."""
+    """Compile the shim, in a directory that the user of a server may read. Raises: CalledProcessError, with what the
+    compiler says in its stderr."""
     found = compiler()
     assert found is not None
+    where.chmod(0o755)
     made = where / "flushes.so"
     command = [found, "-O2", "-shared", "-fPIC", "-o", str(made), str(SOURCE), "-ldl"]
     subprocess.run(command, check=True, capture_output=True, text=True)
@@ -29,12 +31,16 @@ def build(where: Path) -> Path:
 
 
 def environment(shim: Path, delay_ms: float) -> dict[str, str]:
-    """The environment of a process whose flushes are counted and take `delay_ms` longer."""
-    return {**os.environ, "LD_PRELOAD": str(shim), "BENCH_FLUSH_DELAY_US": str(int(delay_ms * 1000))}
+    """The environment of a process whose flushes, and those of its children, are counted and take `delay_ms` longer."""
+    counted = shim.with_name("counts")
+    counted.write_bytes(bytes(4096))
+    counted.chmod(0o666)
+    return {**os.environ, "LD_PRELOAD": str(shim), "BENCH_FLUSH_DELAY_US": str(int(delay_ms * 1000)),
+            "BENCH_FLUSH_COUNTS": str(counted)}  # fmt: skip
 
 
 def counts() -> dict[str, int] | None:
-    """Flushes of this process so far by kind, None without the shim."""
+    """Flushes so far by kind, of this process and of those that it began; None without the shim."""
     try:
         counter = ctypes.CDLL(None).bench_flushes
     except AttributeError:
@@ -44,6 +50,6 @@ def counts() -> dict[str, int] | None:
 
 
 def total() -> int | None:
-    """All flushes of this process so far, None without the shim."""
+    """All flushes so far, None without the shim."""
     found = counts()
     return None if found is None else sum(found.values())

@@ -29,7 +29,7 @@ OURS: Final = "ours"
 MACHINE: Final = "machine"
 _PACKAGES: Final = (
     "lmdb", "zstandard", "blake3", "cbor2", "libipld", "langgraph-checkpoint-sqlite", "eventsourcing",
-    "disk-objectstore", "diskcache", "pygit2",
+    "disk-objectstore", "diskcache", "pygit2", "langgraph-checkpoint-postgres", "psycopg", "dbos",
 )  # fmt: skip
 
 

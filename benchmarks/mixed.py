@@ -14,6 +14,7 @@ from benchmarks.options import Options
 from benchmarks.peers import Git, Peer
 from benchmarks.rounds import Samples, run_case
 from benchmarks.runs import together
+from benchmarks.server_peers import AnyDbos
 from benchmarks.steps import PEERS, recover
 
 WORKLOAD: Final = "mixed"
@@ -22,7 +23,8 @@ READERS: Final = 2
 SIZE: Final = 18 << 10
 STEPS: Final = (50, 20)  # of each run: full, quick
 RESUMES: Final = 0.25  # of what a reader does; the rest are reads of a random earlier context
-READABLE: Final = [peer for peer in PEERS if peer is not Git]  # a walk from the newest commit, a step at a time
+# git has a walk from the newest commit, a step at a time; DBOS makes the steps itself
+READABLE: Final = [peer for peer in PEERS if peer is not Git and not issubclass(peer, AnyDbos)]
 
 
 def run(results: Results, options: Options) -> None:

@@ -13,6 +13,7 @@ import sqlite3
 import threading
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -21,12 +22,20 @@ import cbor2
 import lmdb
 import zstandard
 
+from benchmarks import postgres
 from benchmarks.data import Context
+from benchmarks.measure import disk_bytes
+
+Steps = Iterable[tuple[int, Context]]  # (number, context)
 
 
 def missing(requires: tuple[str, ...]) -> str | None:
-    """The first of these modules that is not installed."""
+    """The first of these modules, or servers, that is not installed."""
     for name in requires:
+        if name == postgres.SERVER:
+            if postgres.binaries() is None:
+                return name
+            continue
         try:
             if importlib.util.find_spec(name) is None:
                 return name
@@ -44,6 +53,11 @@ class AnyPeer(ABC):
 
     def __init__(self, home: Path) -> None:
         self.home = home
+
+    @classmethod
+    def disk_bytes(cls, home: Path) -> int:
+        """What it takes on disk."""
+        return disk_bytes(home)
 
     @abstractmethod
     def close(self) -> None:
@@ -83,6 +97,11 @@ class Peer(AnyPeer):
     @abstractmethod
     def step(self, run: int, number: int, context: Context) -> None:
         """Keep this context, durably."""
+
+    def work(self, run: int, steps: Steps) -> None:
+        """All steps of a run in turn; the next one is asked for when the one before is durable."""
+        for number, context in steps:
+            self.step(run, number, context)
 
     @abstractmethod
     def recover(self, run: int) -> Context:
@@ -174,23 +193,17 @@ class FilesJsonl(Peer):
             log.close()
 
 
-class LangGraphSqlite(Peer):
-    """SqliteSaver of langgraph-checkpoint-sqlite, one put a step; threads share the saver, which has a lock."""
-
-    name = "langgraph_sqlite"
-    requires = ("langgraph.checkpoint.sqlite",)
-    note = "SqliteSaver, synchronous=FULL"
+class LangGraph(Peer):
+    """A saver of LangGraph, one put a step."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
-        from langgraph.checkpoint.sqlite import SqliteSaver
-
-        self._db = sqlite3.connect(home / "lg.db", check_same_thread=False)
-        self._db.execute("pragma synchronous=full")
-        self._saver = SqliteSaver(self._db)
-        self._saver.setup()
         self._configs: dict[int, Any] = {}
         self._steps: dict[tuple[int, int], Any] = {}
+
+    @abstractmethod
+    def _saver(self) -> Any:
+        """The saver of this thread."""
 
     def begin(self, run: int, context: Context) -> None:
         self._configs[run] = self._config(run)
@@ -203,9 +216,11 @@ class LangGraphSqlite(Peer):
 
         checkpoint = empty_checkpoint()
         checkpoint["channel_values"] = context
-        checkpoint["channel_versions"] = dict.fromkeys(context, number + 1)
+        versions: Any = dict.fromkeys(context, f"{number + 1:032}")
+        checkpoint["channel_versions"] = versions
         metadata: Any = {"source": "loop", "step": number, "parents": {}}
-        self._configs[run] = self._steps[run, number] = self._saver.put(self._configs[run], checkpoint, metadata, {})
+        made = self._saver().put(self._configs[run], checkpoint, metadata, versions)
+        self._configs[run] = self._steps[run, number] = made
 
     def recover(self, run: int) -> Context:
         return self._context(self._config(run))
@@ -214,9 +229,30 @@ class LangGraphSqlite(Peer):
         return self._context(self._steps[run, number])
 
     def _context(self, config: Any) -> Context:
-        found = self._saver.get_tuple(config)
+        found = self._saver().get_tuple(config)
         assert found is not None
-        return found.checkpoint["channel_values"]
+        context: Context = found.checkpoint["channel_values"]
+        return context
+
+
+class LangGraphSqlite(LangGraph):
+    """SqliteSaver of langgraph-checkpoint-sqlite; threads share the saver, which has a lock."""
+
+    name = "langgraph_sqlite"
+    requires = ("langgraph.checkpoint.sqlite",)
+    note = "SqliteSaver, synchronous=FULL"
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        from langgraph.checkpoint.sqlite import SqliteSaver
+
+        self._db = sqlite3.connect(home / "lg.db", check_same_thread=False)
+        self._db.execute("pragma synchronous=full")
+        self._shared = SqliteSaver(self._db)
+        self._shared.setup()
+
+    def _saver(self) -> Any:
+        return self._shared
 
     def close(self) -> None:
         self._db.close()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from benchmarks import postgres
 from benchmarks.measure import Results, probe, scratch
 from benchmarks.options import Options, say
 from benchmarks.peers import missing
@@ -62,7 +63,8 @@ def choose(options: Options, known: Sequence[type[P]]) -> list[type[P]]:
         if absent is None:
             found.append(peer)
         else:
-            say(f"{_name(peer)}: skipped, {absent} is not installed (pip install '.[bench]')")
+            hint = "" if absent == postgres.SERVER else " (pip install '.[bench]')"
+            say(f"{_name(peer)}: skipped, {absent} is not installed{hint}")
     return found
 
 

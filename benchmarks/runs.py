@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import flushing
-from benchmarks.data import advance, growing, size_name
-from benchmarks.measure import Results, quiet, timed
+from benchmarks.data import growing, size_name
+from benchmarks.measure import Results, quiet
 from benchmarks.options import Options
 from benchmarks.peers import Peer
 from benchmarks.rounds import Samples, run_case
-from benchmarks.steps import PEERS, recover
+from benchmarks.steps import PEERS, recover, waited
 
 WORKLOAD: Final = "runs"
 # runs: (steps of each, the same of the quick mode)
@@ -37,13 +37,11 @@ def measure_runs(peer: type[Peer], home: Path, number: int, *, runs: int, size: 
     """One peer, once: steps of all runs a second, and how long each of them waited. Two runs are read back."""
     context, messages = growing(size, steps, seed=7 + number)
     contexts = [{**deepcopy(context), "run": own} for own in range(runs)]  # no two runs have the same bytes
-    waited: list[list[float]] = [[] for _ in range(runs)]
+    took_s: list[list[float]] = [[] for _ in range(runs)]
     subject = peer(home)
 
     def steps_of(own: int) -> None:
-        for step, grown in enumerate(messages):
-            advance(contexts[own], step, grown)
-            waited[own].append(timed(partial(subject.step, own, step, contexts[own]))[0])
+        subject.work(own, waited(contexts[own], messages, took_s[own]))
 
     with quiet():
         took, flushes = together(runs, lambda own: subject.begin(own, contexts[own]), steps_of)
@@ -51,7 +49,7 @@ def measure_runs(peer: type[Peer], home: Path, number: int, *, runs: int, size: 
     subject.close()
     for own in {0, runs - 1}:
         recover(peer, home, contexts[own], own)
-    return {"steps_per_s": runs * steps / took, "step_s": [one for each in waited for one in each], **counted}
+    return {"steps_per_s": runs * steps / took, "step_s": [one for each in took_s for one in each], **counted}
 
 
 def together(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks import flushing
-from benchmarks.data import advance, growing, size_name
-from benchmarks.measure import Results, disk_bytes, quiet, timed
+from benchmarks.data import Context, advance, growing, size_name
+from benchmarks.measure import Results, quiet, timed
 from benchmarks.options import Options
 from benchmarks.ours import Ours
 from benchmarks.peers import (
@@ -22,12 +23,15 @@ from benchmarks.peers import (
     Peer,
     RawLmdb,
     SqliteWal,
+    Steps,
 )
 from benchmarks.rounds import Samples, run_case
+from benchmarks.server_peers import DbosPostgres, DbosSqlite, LangGraphPostgres
 
 WORKLOAD: Final = "steps"
 PEERS: Final[list[type[Peer]]] = [
     Ours, RawLmdb, SqliteWal, FilesJsonl, LangGraphSqlite, EventSourcing, DiskObjectStore, DiskCache, Git,
+    LangGraphPostgres, DbosSqlite, DbosPostgres,
 ]  # fmt: skip
 # mean bytes of JSON of a context: (steps, steps of the quick mode)
 SIZES: Final = {18 << 10: (60, 60), 118 << 10: (300, 300), 960 << 10: (300, 0), 1 << 20: (300, 60), 10 << 20: (20, 8)}
@@ -53,13 +57,20 @@ def measure_steps(peer: type[Peer], home: Path, number: int, *, size: int, steps
     samples: list[float] = []
     flushes = flushing.total()
     with quiet():
-        for step, grown in enumerate(messages):
-            advance(context, step, grown)
-            samples.append(timed(partial(subject.step, 0, step, context))[0])
+        subject.work(0, waited(context, messages, samples))
     counted: Samples = {} if flushes is None else {"flushes": ((flushing.total() or 0) - flushes) / steps}
     subject.close()
     recovered = [recover(peer, home, context) for _ in range(RECOVERIES)]
-    return {"step_s": samples, "disk_bytes": disk_bytes(home) / steps, "recover_s": recovered, **counted}
+    return {"step_s": samples, "disk_bytes": peer.disk_bytes(home) / steps, "recover_s": recovered, **counted}
+
+
+def waited(context: Context, messages: list[dict[str, Any]], samples: list[float]) -> Steps:
+    """The steps of a run for `Peer.work`, which appends to `samples` the seconds until each was durable."""
+    for step, grown in enumerate(messages):
+        advance(context, step, grown)
+        begun = time.perf_counter()
+        yield step, context
+        samples.append(time.perf_counter() - begun)
 
 
 def recover(peer: type[Peer], home: Path, expected: object, own: int = 0) -> float:

@@ -19,6 +19,7 @@ from benchmarks import (
     flushing,
     gc_beside,
     gc_scale,
+    growth,
     measure,
     mixed,
     objects,
@@ -39,9 +40,19 @@ from benchmarks.ours import Ours
 from benchmarks.peers import Peer, RawLmdb, SqliteWal, missing, run_uuid
 from benchmarks.report import tables
 from benchmarks.rounds import choose, run_case
+from benchmarks.server_peers import DbosPostgres, DbosSqlite, LangGraphPostgres
 
 RATES = ("put_mib_per_s", "put_mib_cpu_per_s", "read_mib_per_s", "read_mib_cpu_per_s", "put_memory_bytes", "read_memory_bytes")  # noqa: E501 # fmt: skip
-STEP_PEERS: list[type[Peer]] = [Ours, SqliteWal, RawLmdb]
+STEP_PEERS: list[type[Peer]] = [Ours, SqliteWal, RawLmdb, LangGraphPostgres, DbosSqlite, DbosPostgres]
+
+
+@pytest.fixture(autouse=True)
+def _peer_is_here(request: pytest.FixtureRequest) -> None:
+    """A peer that is not installed is skipped, as the benchmarks do."""
+    peer = request.node.callspec.params.get("peer") if hasattr(request.node, "callspec") else None
+    absent = missing(peer.requires) if peer is not None else None
+    if absent is not None:
+        pytest.skip(f"{peer.name}: {absent} is not installed")
 
 
 @pytest.mark.parametrize("peer", STEP_PEERS)
@@ -57,10 +68,17 @@ def test_runs_of_several_threads_are_recovered_each_by_itself(peer: type[Peer], 
     assert len(found["step_s"]) == 12  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("peer", STEP_PEERS)
+def test_the_last_steps_of_a_run_are_measured(
+    peer: type[Peer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(growth, "LAST", 3)
+    found = growth.measure(peer, tmp_path, 0, length=5)
+    assert len(found["step_s"]) == 3  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("peer", mixed.READABLE)
 def test_earlier_contexts_are_read_while_runs_step(peer: type[Peer], tmp_path: Path) -> None:
-    if missing(peer.requires):
-        pytest.skip(f"{peer.name} is not installed")
     found = mixed.measure_mixed(peer, tmp_path, 0, runs=2, size=4 << 10, steps=4)
     assert len(found["step_s"]) == 8  # type: ignore[arg-type]
 
@@ -320,7 +338,7 @@ def test_every_target_names_a_workload_and_a_bound() -> None:
 
 
 FLUSHES = """
-import mmap, os, sys
+import mmap, os, subprocess, sys
 from benchmarks import flushing
 before = flushing.counts()
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
@@ -328,6 +346,8 @@ os.write(fd, b"x" * 4096); os.fdatasync(fd); os.fsync(fd); os.fsync(fd)
 with mmap.mmap(fd, 4096) as m: m.flush()
 synchronous = os.open(sys.argv[1], os.O_RDWR | os.O_DSYNC)
 os.pwrite(synchronous, b"x", 0)
+child = "import os, sys; os.fdatasync(os.open(sys.argv[1], os.O_RDWR))"
+subprocess.run([sys.executable, "-c", child, sys.argv[1]], check=True)
 after = flushing.counts()
 print({kind: after[kind] - before[kind] for kind in after})
 """
@@ -341,7 +361,7 @@ def test_the_shim_counts_what_waits_for_the_disk(tmp_path: Path) -> None:
         command, env=flushing.environment(shim, 0), capture_output=True, text=True, check=True,
         cwd=Path(__file__).parent.parent,
     )  # fmt: skip
-    expected = {"fdatasync": 1, "fsync": 2, "msync": 1, "sync_file_range": 0, "synchronous_write": 1}
+    expected = {"fdatasync": 2, "fsync": 2, "msync": 1, "sync_file_range": 0, "synchronous_write": 1}
     assert found.stdout.strip() == str(expected)
 
 
