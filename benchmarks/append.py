@@ -59,15 +59,17 @@ def measure_threads(peer: type[EventPeer], home: Path, _: int, *, threads: int, 
             waited.append(subject.commits() - before)
 
     with quiet():
-        took, flushes = together(threads, subject.begin, work)
-    counted: Samples = {} if flushes is None else {"flushes": flushes / (threads * each)}
+        done = together(threads, subject.begin, work)
+    counted: Samples = {"cpu_s": done.cpu_s / (threads * each)}
+    if done.flushes is not None:
+        counted["flushes"] = done.flushes / (threads * each)
     if subject.commits():
         together(threads, lambda _: None, count)
         counted["commits_waited_p99"] = float(sorted(waited)[len(waited) * 99 // 100])
     for own in {0, threads - 1}:
         _check(subject, own, 2 * each if waited else each)
     subject.close()
-    return {"events_per_s": threads * each / took, **counted}
+    return {"events_per_s": threads * each / done.took_s, **counted}
 
 
 def measure_batches(peer: type[EventPeer], home: Path, _: int, *, count: int) -> Samples:

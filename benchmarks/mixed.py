@@ -80,7 +80,7 @@ def measure_mixed(peer: type[Peer], home: Path, number: int, *, runs: int, size:
                 raise AssertionError(f"{peer.name}: a context of another run or step was read")
 
     with quiet():
-        took, _ = together(runs + READERS, begin, work)
+        took = together(runs + READERS, begin, work).took_s
     subject.close()
     for own in {0, runs - 1}:
         recover(peer, home, contexts[own], own)

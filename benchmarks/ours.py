@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import journal
 from benchmarks.data import Context
@@ -42,6 +43,11 @@ class Ours(Peer):
         assert isinstance(completed.event, journal.StateCompleted)
         found: Context = self._journal.store.get_value(completed.event.context_snapshot_id)
         return found
+
+    def commits(self) -> int:
+        store: Any = self._journal.store._backend
+        with store._tables.read() as look:
+            return int(self._journal._backend.version() + look.version())
 
     def resume(self, run: int) -> Context:
         self._journal.resume(run_uuid(run), dry_run=True)

@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -58,6 +59,11 @@ class AnyPeer(ABC):
     def disk_bytes(cls, home: Path) -> int:
         """What it takes on disk."""
         return disk_bytes(home)
+
+    @classmethod
+    def cpu_s(cls, home: Path) -> float:
+        """Seconds of the processor so far: of this process, and of a server's where there is one."""
+        return time.process_time()
 
     @abstractmethod
     def close(self) -> None:
@@ -110,6 +116,10 @@ class Peer(AnyPeer):
     def read(self, run: int, number: int) -> Context:
         """The context of an earlier step, asked by any thread while the run goes on."""
         raise NotImplementedError
+
+    def commits(self) -> int:
+        """The number of its newest commit, 0 where it cannot say."""
+        return 0
 
     def resume(self, run: int) -> Context:
         """All that is needed to go on with a run, asked by any thread; nothing is written."""
@@ -450,6 +460,9 @@ class RawLmdb(Peer):
         stored = txn.get(cbor2.loads(event)[1], db=self._snapshots) or b""
         found: Context = cbor2.loads(zstandard.ZstdDecompressor().decompress(stored))
         return found
+
+    def commits(self) -> int:
+        return int(self._env.info()["last_txnid"])
 
     def close(self) -> None:
         self._env.close()

@@ -14,9 +14,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
+
+import psutil
 
 USER: Final = "postgres"  # whose the server is where we are root: it refuses to run as root
 CONNECTIONS: Final = 200
@@ -82,6 +85,16 @@ class Server:
         asked = "select coalesce(sum(pg_total_relation_size(relid)), 0) from pg_stat_user_tables"
         with self._connect(self._databases[home]) as db:
             return int(db.execute(asked).fetchone()[0])
+
+    def cpu_s(self) -> float:
+        """Seconds of the processor of its processes so far; a connection that was closed took its own along."""
+        first = psutil.Process(int((self._home / "data" / "postmaster.pid").read_text().split()[0]))
+        found = 0.0
+        for process in (first, *first.children()):
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                found += times.user + times.system
+        return found
 
     def stop(self) -> None:
         """Stop it and remove everything."""

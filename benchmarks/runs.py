@@ -8,7 +8,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from benchmarks import flushing
 from benchmarks.data import growing, size_name
@@ -44,26 +44,36 @@ def measure_runs(peer: type[Peer], home: Path, number: int, *, runs: int, size: 
         subject.work(own, waited(contexts[own], messages, took_s[own]))
 
     with quiet():
-        took, flushes = together(runs, lambda own: subject.begin(own, contexts[own]), steps_of)
-    counted: Samples = {} if flushes is None else {"flushes": flushes / (runs * steps)}
+        done = together(runs, lambda own: subject.begin(own, contexts[own]), steps_of, partial(peer.cpu_s, home))
+    counted: Samples = {} if done.flushes is None else {"flushes": done.flushes / (runs * steps)}
     subject.close()
     for own in {0, runs - 1}:
         recover(peer, home, contexts[own], own)
-    return {"steps_per_s": runs * steps / took, "step_s": [one for each in took_s for one in each], **counted}
+    return {"steps_per_s": runs * steps / done.took_s, "step_s": [one for each in took_s for one in each],
+            "cpu_s": done.cpu_s / (runs * steps), **counted}  # fmt: skip
+
+
+class Together(NamedTuple):
+    """Seconds until the last thread was done, those of the processor, and the flushes meanwhile (None: not counted)."""
+
+    took_s: float
+    cpu_s: float
+    flushes: int | None
 
 
 def together(
-    count: int, begin: Callable[[int], None], work: Callable[[int], None]
-) -> tuple[float, int | None]:
-    """Threads that begin, wait for each other and then work at the same time: seconds until the last is done, and the
-    flushes meanwhile. Raises: what the first of them raised."""
+    count: int, begin: Callable[[int], None], work: Callable[[int], None],
+    cpu_s: Callable[[], float] = time.process_time,
+) -> Together:  # fmt: skip
+    """Threads that begin, wait for each other and then work at the same time. Raises: what the first of them raised."""
     failures: list[BaseException] = []
-    started = [0.0]
-    flushes: list[int | None] = [None]
+    before: list[Together] = []
 
     def mark() -> None:
-        flushes[0] = flushing.total()
-        started[0] = time.perf_counter()
+        before.append(now())
+
+    def now() -> Together:
+        return Together(time.perf_counter(), cpu_s(), flushing.total())
 
     barrier = threading.Barrier(count, action=mark)
 
@@ -83,7 +93,8 @@ def together(
         thread.start()
     for thread in threads:
         thread.join()
-    took = time.perf_counter() - started[0]
     if failures:
         raise failures[0]
-    return took, None if flushes[0] is None else (flushing.total() or 0) - flushes[0]
+    (begun,), ended = before, now()
+    flushes = None if begun.flushes is None else (ended.flushes or 0) - begun.flushes
+    return Together(ended.took_s - begun.took_s, ended.cpu_s - begun.cpu_s, flushes)

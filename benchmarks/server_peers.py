@@ -9,13 +9,25 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.data import Context
-from benchmarks.peers import LangGraph, Peer, Steps, run_uuid
+from benchmarks.peers import AnyPeer, LangGraph, Peer, Steps, run_uuid
 from benchmarks.postgres import SERVER, server
 
 POOL: Final = 80  # connections: a run has a thread of its own
 
 
-class LangGraphPostgres(LangGraph):
+class Served(AnyPeer):
+    """One whose data a server has."""
+
+    @classmethod
+    def disk_bytes(cls, home: Path) -> int:
+        return server(home).bytes_of(home)
+
+    @classmethod
+    def cpu_s(cls, home: Path) -> float:
+        return super().cpu_s(home) + server(home).cpu_s()
+
+
+class LangGraphPostgres(Served, LangGraph):
     """PostgresSaver of langgraph-checkpoint-postgres, one put a step; a connection and a saver for each thread."""
 
     name = "langgraph_postgres"
@@ -40,10 +52,6 @@ class LangGraphPostgres(LangGraph):
             self._made.append(db)
             saver = self._local.saver = PostgresSaver(db)
         return saver
-
-    @classmethod
-    def disk_bytes(cls, home: Path) -> int:
-        return server(home).bytes_of(home)
 
     def close(self) -> None:
         for db in self._made:
@@ -119,7 +127,7 @@ class DbosSqlite(AnyDbos):
         return f"sqlite:///{self.home / 'dbos.db'}"
 
 
-class DbosPostgres(AnyDbos):
+class DbosPostgres(Served, AnyDbos):
     """Over PostgreSQL."""
 
     name = "dbos_postgres"
@@ -128,7 +136,3 @@ class DbosPostgres(AnyDbos):
 
     def _url(self) -> str:
         return server(self.home).url(self.home)
-
-    @classmethod
-    def disk_bytes(cls, home: Path) -> int:
-        return server(home).bytes_of(home)

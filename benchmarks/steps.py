@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from copy import deepcopy
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any, Final
 from benchmarks import flushing
 from benchmarks.data import Context, advance, growing, size_name
 from benchmarks.measure import Results, quiet, timed
+from benchmarks.memory import anonymous_bytes
 from benchmarks.options import Options
 from benchmarks.ours import Ours
 from benchmarks.peers import (
@@ -25,6 +27,7 @@ from benchmarks.peers import (
     SqliteWal,
     Steps,
 )
+from benchmarks.postgres import SERVER
 from benchmarks.rounds import Samples, run_case
 from benchmarks.server_peers import DbosPostgres, DbosSqlite, LangGraphPostgres
 
@@ -50,18 +53,28 @@ def run(results: Results, options: Options) -> None:
 
 
 def measure_steps(peer: type[Peer], home: Path, number: int, *, size: int, steps: int) -> Samples:
-    """One peer, once. What is recovered is compared. Disk is counted after the peer closed."""
+    """One peer, once. What is recovered is compared. Disk is counted after the peer closed; memory is what the process
+    has more of its own after the steps than before the peer was opened."""
     context, messages = growing(size, steps, seed=7 + number)
+    for module in peer.requires:
+        if module != SERVER:
+            importlib.import_module(module)  # modules are nobody's memory
+    memory = anonymous_bytes()
     subject = peer(home)
     subject.begin(0, deepcopy(context))
     samples: list[float] = []
-    flushes = flushing.total()
+    flushes, cpu_s, commits = flushing.total(), peer.cpu_s(home), subject.commits()
     with quiet():
         subject.work(0, waited(context, messages, samples))
+    cpu_s = (peer.cpu_s(home) - cpu_s) / steps
+    memory = anonymous_bytes() - memory
     counted: Samples = {} if flushes is None else {"flushes": ((flushing.total() or 0) - flushes) / steps}
+    if commits:
+        counted["commits"] = (subject.commits() - commits) / steps
     subject.close()
     recovered = [recover(peer, home, context) for _ in range(RECOVERIES)]
-    return {"step_s": samples, "disk_bytes": peer.disk_bytes(home) / steps, "recover_s": recovered, **counted}
+    return {"step_s": samples, "cpu_s": cpu_s, "disk_bytes": peer.disk_bytes(home) / steps,
+            "memory_bytes": float(max(memory, 0)), "recover_s": recovered, **counted}  # fmt: skip
 
 
 def waited(context: Context, messages: list[dict[str, Any]], samples: list[float]) -> Steps:
