@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from operator import itemgetter
 from typing import Final
@@ -149,23 +149,20 @@ def gone(t: ReadTransaction, digest: bytes) -> GoneRow | None:
     return GoneRow.unpack(data) if data is not None else None
 
 
-def walk(t: ReadTransaction, data_id: int, until: Until | None = None) -> list[tuple[int, DaRow]]:
+def walk(t: ReadTransaction, data_id: int, until: Until | None = None) -> Iterator[tuple[int, DaRow]]:
     """The stored bytes under a data_id and its bases in turn, as far as `until` says (see BlobBackend.base_walk). Ends
     where a row is missing, for the reader to find: bases have smaller numbers, so a damaged edge cannot make it turn
     for ever."""
-    found, at, last = list[tuple[int, DaRow]](), data_id, -1
+    at, last = data_id, -1
     while at:
         data = t.get(DA, u64(at))
         if data is None:
-            break
+            return
         row = DaRow.unpack(data)
-        if until is not None and not found:
+        if until is not None and at == data_id:
             last = until(row.chain)
-        found.append((at, row))
-        if row.chain <= last:
-            break
-        at = row.base if row.base < at else 0
-    return found
+        yield at, row
+        at = row.base if row.base < at and row.chain > last else 0
 
 
 def ages(t: ReadTransaction, after: bytes, limit: int, cut: int) -> Ages | None:

@@ -108,8 +108,8 @@ class TableBackend:
 
     def load_data(self, data_id: int) -> list[Stored] | None:
         with self._tables.read() as t:
-            found = sweeps.walk(t, data_id)
-            return _chain(t, data_id, found[0][1].digest, lambda _: False) if found else None
+            found = t.get(DA, u64(data_id))
+            return None if found is None else _chain(t, data_id, DaRow.unpack(found).digest, lambda _: False)
 
     def load_range(self, data_id: int, start: int, stop: int) -> bytes | None:
         with self._tables.read() as t:
@@ -409,7 +409,7 @@ def _kept(t: ReadTransaction, data_id: int, digest: bytes) -> Kept:
     if row is None or row.data_id != data_id or not row.until_s:
         return Kept(data_id, digest)
     kinds = known_kinds(row.kinds) + row.names
-    bases = tuple(base for base, _ in sweeps.walk(t, data_id)[1:])
+    bases = tuple(base for base, _ in islice(sweeps.walk(t, data_id), 1, None))
     return Kept(data_id, digest, row.until_s, row.gc, row.raw_len, kinds, sweeps.links(t, digest), bases)
 
 
@@ -490,9 +490,8 @@ def _stored(row: DaRow, data_id: int, stored: bytes) -> Stored:
 
 
 def _chain(t: ReadTransaction, data_id: int, asked: bytes, known: Callable[[bytes], bool]) -> list[Stored]:
-    walked = sweeps.walk(t, data_id)
     found: list[Stored] = []
-    for at, row in walked:
+    for at, row in sweeps.walk(t, data_id):
         if known(row.digest):
             found.append(_stored(row, at, b""))
             return found

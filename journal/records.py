@@ -288,21 +288,11 @@ def check_batch(item: object) -> Any:
 # -- the chain ----------------------------------------------------------------------------------------
 
 
-def record_digest(data: bytes) -> bytes:
-    """BLAKE3 of the record, 32 bytes."""
-    return blake3(data).digest()
-
-
 def chain_seed(run_id: UUID) -> bytes:
     """The head of a run's chain before its first record, 32 bytes."""
     return blake3(_CHAIN_SEED + run_id.bytes).digest()
 
 
 def chain(previous: bytes, data: bytes) -> bytes:
-    """The chain's head after this record: BLAKE3(previous ‖ BLAKE3(record)), 32 bytes."""
-    return blake3(previous + blake3(data).digest()).digest()
-
-
-def chain_digest(previous: bytes, digest: bytes) -> bytes:
-    """As `chain`, for a record that was hashed beforehand: one hash of 64 bytes."""
-    return blake3(previous + digest).digest()
+    """The chain's head after this record: BLAKE3(previous ‖ record), 32 bytes."""
+    return blake3(previous + data).digest()

@@ -56,6 +56,16 @@ def number(value: int) -> bytes:
     return _SMALL[value] if 0 <= value < 4096 else _number(value)
 
 
+def numbers(first: int, count: int) -> list[bytes]:
+    """The bytes of so many numbers in turn."""
+    last = first + count - 1
+    size = (last.bit_length() + 7) >> 3
+    if (first.bit_length() + 7) >> 3 != size:
+        return [number(value) for value in range(first, last + 1)]
+    head = bytes((size,))
+    return [head + value.to_bytes(size, "big") for value in range(first, last + 1)]
+
+
 def take_number(data: bytes, place: int) -> tuple[int, int]:
     """The number at a place, and the place after it. Raises: ValueError for another form."""
     if place >= len(data):

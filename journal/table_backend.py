@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count, islice
+from itertools import islice
 from typing import Final, final
 from uuid import UUID
 
@@ -36,6 +36,7 @@ from journal.rows import (
     ST,
     fact_key,
     number,
+    numbers,
     pack_claim,
     pack_run,
     pack_state,
@@ -407,7 +408,7 @@ def _write_run(txn: WriteTransaction, write: RunWrite, position: int) -> bytes:
         for place, data in enumerate(write.records):
             txn.append(EV, number(position + place), data)
     else:
-        txn.append_many(EV, list(zip(map(number, count(position)), write.records, strict=False)))
+        txn.append_many(EV, list(zip(numbers(position, len(write.records)), write.records, strict=True)))
     for state_id, state in write.states.items():
         txn.put(ST, key + state_id.encode(), pack_state(state))
     for fact, seq in write.facts.items():
