@@ -53,6 +53,10 @@ def main() -> int:
         importlib.import_module(f"benchmarks.{name}").run(results, options)
         results.machine["load_after"] = os.getloadavg()
         results.save(path)
+    if not results.rows:
+        asked = f" (--cases {given.cases!r}, --only {given.only!r})" if given.cases or given.only else ""
+        say(f"nothing was measured: {given.what} has no such case or peer, or the peers are not installed{asked}")
+        return 1
     print(tables(results))
     say(f"samples: {path}")
     return 0

@@ -367,3 +367,11 @@ def test_the_shim_counts_what_waits_for_the_disk(tmp_path: Path) -> None:
 
 def test_without_the_shim_there_is_no_count() -> None:
     assert flushing.total() is None
+
+
+def test_a_case_that_there_is_not_is_said(tmp_path: Path) -> None:
+    """Cases are asked for by the beginning of their names."""
+    line = [sys.executable, "-m", "benchmarks", "runs", "--cases", "18 KiB", "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 1
+    assert "nothing was measured" in done.stderr and "18 KiB" in done.stderr
