@@ -17,7 +17,7 @@ from casstore.rows import PIECE_SIZE
 from casstore.steps import reach
 
 FRAMES_AHEAD: Final = 5
-UPLOAD_PIECES: Final = (3 << 20) // PIECE_SIZE  # of a large artifact in one transaction: what the caches of a processor hold
+UPLOAD_PIECES: Final = (3 << 20) // PIECE_SIZE  # of a large artifact in one transaction: what caches hold
 
 
 class Written(NamedTuple):
