@@ -21,6 +21,7 @@ from casstore.cli.options import (
     Out,
     artifact,
     command,
+    counted,
     has_journal,
     open_journal,
     open_store,
@@ -144,7 +145,7 @@ def _checks(home: Path) -> Iterator[Check]:
         with open_journal(home, store, read_only=True) as jrn:
             yield Check("journal", True, f"{len(jrn)} events")
             dead = [str(row.run_id) for row in jrn.recoverable()]
-            detail = f"{len(dead)} live runs that nobody works on" + (f", such as {dead[0]}" if dead else "")
+            detail = f"{counted(len(dead), 'live run')} that nobody works on" + (f", such as {dead[0]}" if dead else "")
             yield Check("runs", not dead, detail + ("; resume or cancel them" if dead else ""))
 
 
