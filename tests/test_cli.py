@@ -256,3 +256,26 @@ def test_a_reader_that_goes_away_is_no_failure(tmp_path: Path) -> None:
     line = f"{sys.executable} -m casstore.cli.main ls --home {tmp_path / 'home'} | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, check=False)
     assert done.returncode == 0 and done.stderr == b"" and len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("redirect", [">&-", ">/dev/full", "2>&-", "2>/dev/full", ">&- 2>&- <&-"])
+@pytest.mark.parametrize("asked", ["ls", "cat {id}", "--json gc --dry-run", "--json why ffff"])
+def test_an_output_that_takes_nothing_is_no_traceback(redirect: str, asked: str, tmp_path: Path) -> None:
+    """Closed streams, whose numbers a data file could get, and a full disk: exit code 1, and nothing is damaged."""
+    home = tmp_path / "home"
+    with journal.open(home) as jrn:
+        name = jrn.store.put(b"some bytes")
+    line = f"{sys.executable} -m casstore.cli.main --home {home} {asked.format(id=name)} {redirect}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, check=False)
+    error = done.stderr.decode()
+    assert "Traceback" not in error and "ignored" not in error
+    assert done.returncode == (1 if "why" in asked or redirect.startswith(">") else 0), error
+    with casstore.open(home) as store:
+        assert store.get(name) == b"some bytes"
+        assert store.verify().findings == ()
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "nowhere"
+    assert run("init", home=tmp_path / "home")[0] == 0
+    assert run("put", place, home=tmp_path / "home") == (1, "", f"casstore: {place}: No such file or directory\n")

@@ -11,7 +11,7 @@ import click
 
 import casstore
 import journal
-from casstore.cli.options import never_fail_to_encode, report_error
+from casstore.cli.options import prepare_streams, report_error
 
 
 @final
@@ -23,8 +23,7 @@ class _Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # Python must not complain about the rest at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_rest()
             return 0
         return result
 
@@ -54,7 +53,7 @@ transfer.register(cli)
 
 def main() -> None:
     """Run, and end with the exit code. No traceback for what a user can cause."""
-    never_fail_to_encode()
+    prepare_streams()
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -63,7 +62,17 @@ def main() -> None:
         code = 130
     except (click.ClickException, casstore.StoreError, journal.JournalError, OSError) as error:
         code = report_error(error)
+    _drop_rest()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _drop_rest() -> None:
+    """Python would complain at exit about what an output did not take."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -90,14 +90,21 @@ def dumped(value: Any) -> str:
     as JSON and given to os.fsencode it is that name again."""
     text = json.dumps(value, ensure_ascii=False)
     try:
-        text.encode(sys.stdout.encoding or "ascii")
+        text.encode(sys.stdout.encoding)
     except UnicodeEncodeError:
         return json.dumps(value)
     return text
 
 
-def never_fail_to_encode() -> None:
-    """Text for people shows what the terminal's encoding lacks as an escape, instead of ending with an error."""
+def prepare_streams() -> None:
+    """Text for people shows what the terminal's encoding lacks as an escape, instead of ending with an error. A closed
+    standard stream is opened, so that no data file takes its number; what is written to such an output fails."""
+    for number, name, flags in ((0, "stdin", os.O_RDONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # gets the lowest number that is free
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -174,12 +181,16 @@ def report_error(error: Exception) -> int:
     name = getattr(error, "code", "usage" if isinstance(error, click.UsageError) else "failure")
     if isinstance(error, click.ClickException):
         code, text = EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILURE, error.format_message()
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     else:
         text = str(error) or type(error).__name__
     text = " ".join(text.split())
-    if "--json" in sys.argv:
-        click.echo(dumped({"error": {"code": name, "message": text}}))
-    click.echo(f"casstore: {text}", err=True)
+    with suppress(OSError):  # the output may be what fails
+        if "--json" in sys.argv:
+            click.echo(dumped({"error": {"code": name, "message": text}}))
+    with suppress(OSError):
+        click.echo(f"casstore: {text}", err=True)
     return code
 
 
