@@ -2,25 +2,47 @@
 
 The threads do nothing but compute: what is worked on is read by whoever takes, and so are errors raised there. They end
 with the iterator, at its end or where it is closed or dropped before.
+
+Where address space is scarce the work is done without threads: one that finds no memory in its first steps is never
+said to have started, and Python waits for that for ever.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, TypeVar
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar, final
+
+from casstore.adoption import fits
 
 THREADS_MAX: Final = 4
+_ROOM_BYTES: Final = 64 << 20  # of a thread: its stack, and what malloc sets aside for it
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def threads() -> ThreadPoolExecutor:
+@final
+class _Here(Executor):
+    """Does the work at once, in the thread that submits it."""
+
+    def submit(self, work: Callable[..., R], /, *given: Any, **named: Any) -> Future[R]:
+        done: Future[R] = Future()
+        try:
+            done.set_result(work(*given, **named))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+def threads(most: int = THREADS_MAX) -> Executor:
     """As many as there is work for."""
-    return ThreadPoolExecutor(max_workers=min(THREADS_MAX, os.cpu_count() or 1))
+    count = min(most, os.cpu_count() or 1)
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    return _Here() if limited and not fits(count * _ROOM_BYTES) else ThreadPoolExecutor(max_workers=count)
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T], *, most: int) -> Iterator[tuple[T, R]]:

@@ -312,6 +312,9 @@ class BlobBackend(Protocol):
     def prefix(self, first: bytes, last: bytes, limit: int) -> list[bytes]:
         """Digests between, inclusive."""
 
+    def gone_prefix(self, first: bytes, last: bytes, limit: int) -> list[bytes]:
+        """The same of collected artifacts."""
+
     def pins(self) -> dict[str, bytes]: ...
     def leased(self) -> list[tuple[str, int, bytes]]:
         """(lease, expiry in unix seconds, digest)."""

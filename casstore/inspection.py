@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from casstore import audits
+from casstore.arguments import seconds
 from casstore.backend import BlobBackend, Row
 from casstore.codec import Codec, encoding_name
-from casstore.errors import Corrupt, DamagedStore, InvalidArgument, NotFound, StoreError
+from casstore.errors import (
+    AmbiguousPrefix,
+    Corrupt,
+    DamagedStore,
+    InvalidArgument,
+    InvalidId,
+    NotFound,
+    StoreError,
+)
 from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
 from casstore.items import links_of
@@ -28,6 +37,23 @@ def pages(backend: BlobBackend) -> Iterator[Row]:
     while page := backend.page(after, PAGE_ROWS):
         yield from page
         after = page[-1].digest
+
+
+def resolve(backend: BlobBackend, reader: Reader, prefix: object, staged: Iterable[bytes]) -> ArtifactId:
+    """See Store.resolve."""
+    if type(prefix) is not str or not 4 <= len(prefix) <= 64 or set(prefix) - set("0123456789abcdef"):
+        raise InvalidId(prefix, "a prefix has 4 to 64 lowercase hex digits")
+    first, last = bytes.fromhex(prefix.ljust(64, "0")), bytes.fromhex(prefix.ljust(64, "f"))
+    alike = {digest for digest in staged if first <= digest <= last}
+    found = sorted({*alike, *backend.prefix(first, last, 5)})[:5]
+    if len(found) > 1:
+        raise AmbiguousPrefix(prefix, ", ".join(digest.hex()[:16] for digest in found))
+    if not found:
+        gone = backend.gone_prefix(first, last, 2)
+        if len(gone) == 1 or len(prefix) == 64:
+            raise reader.missing(gone[0] if gone else first)
+        raise NotFound(prefix)
+    return ArtifactId(found[0])
 
 
 def info(backend: BlobBackend, digest: bytes) -> ArtifactInfo | None:
@@ -50,6 +76,8 @@ def verify(
 ) -> VerifyReport:  # fmt: skip
     """Read and check everything, or a share of it; see `Store.verify`. Stops only between artifacts."""
     share, area, at = _position(subset, after)
+    if max_seconds is not None and max_seconds != 0:
+        seconds(max_seconds, "max_seconds")
     until = None if max_seconds is None else clock() + max_seconds
     findings = _check_staged(backend, stage, reader) if after is None else []
     total, count, raw = backend.counters().artifacts // share.n, 0, 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, final
 
+from casstore.arguments import artifact_id, seconds
 from casstore.backend import BlobBackend
 from casstore.ids import ArtifactId
 from casstore.steps import reach
@@ -27,7 +28,8 @@ class Lease:
     def __init__(
         self, store: Store, backend: BlobBackend, writer: Writer, ttl_s: float, clock: Callable[[], float]
     ) -> None:
-        self._store, self._backend, self._writer, self._ttl_s, self._clock = store, backend, writer, ttl_s, clock
+        self._store, self._backend, self._writer, self._clock = store, backend, writer, clock
+        self._ttl_s = seconds(ttl_s, "ttl")
         self.name = secrets.token_hex(16)
         backend.lease_open(self.name, self._expiry())
         reach("lease.opened")
@@ -46,15 +48,16 @@ class Lease:
 
     def add(self, *ids: ArtifactId) -> None:
         """Hold artifacts that are there. Raises: NotFound, Collected, LeaseLost. Durable on return."""
-        self._writer.stored([found.digest for found in ids])
-        self._backend.lease_add(self.name, [found.digest for found in ids], int(self._clock()))
+        digests = [artifact_id(found).digest for found in ids]
+        self._writer.stored(digests)
+        self._backend.lease_add(self.name, digests, int(self._clock()))
         reach("lease.added")
         self._backend.sync()
 
     def renew(self, ttl: float | None = None) -> None:
         """Let it expire `ttl` seconds from now (default: as when it was made). Raises: LeaseLost."""
         if ttl is not None:
-            self._ttl_s = ttl
+            self._ttl_s = seconds(ttl, "ttl")
         self._backend.lease_renew(self.name, self._expiry())
         reach("lease.renewed")
         self._backend.sync()

@@ -192,9 +192,7 @@ class Reader:
         return data
 
     def get_range(self, digest: bytes, start: int, length: int) -> bytes:
-        """Bytes [start, start + length), cut at the end of the artifact."""
-        if start < 0 or length < 0:
-            raise InvalidArgument("start" if start < 0 else "length", "must not be negative")
+        """Bytes [start, start + length), cut at the end of the artifact; both from 0."""
         head = self.head(digest)
         if head.codec != codec.Codec.FRAMES:
             return self.get(digest)[start : start + length]

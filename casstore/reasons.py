@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, final
 from casstore.backend import BlobBackend, Edges, Row
 from casstore.codec import Codec
 from casstore.dictionaries import PIN
+from casstore.errors import InvalidArgument
 from casstore.ids import ArtifactId
 from casstore.policies import Policy
 from casstore.reports import Why
@@ -31,6 +32,8 @@ def why(
     backend: BlobBackend, stage: Stage, digest: bytes, roots: RootSource | None, policy: Policy, now_s: int
 ) -> Why:  # fmt: skip
     """See Store.why."""
+    if roots is not None and not isinstance(roots, RootSource):
+        raise InvalidArgument("roots", f"{type(roots).__name__} is no source of roots, such as a Journal")
     name, row, graph = ArtifactId(digest), backend.rows([digest])[0], _Graph(backend, stage)
     staged = stage.find(digest) if row is None else None
     row = row or backend.rows([digest])[0]  # it may have been settled between the two looks

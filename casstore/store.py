@@ -27,15 +27,23 @@ from casstore import (
     values,
 )
 from casstore import undelete as undeleting
-from casstore.arguments import artifact_id, optional_id, pin_name, plain_bytes, put_items
+from casstore.arguments import (
+    artifact_id,
+    count,
+    digests_of,
+    either,
+    instance,
+    optional_id,
+    pin_name,
+    plain_bytes,
+    put_items,
+    several,
+)
 from casstore.backend import BlobBackend
 from casstore.errors import (
-    AmbiguousPrefix,
     ClosedHandle,
     ForkedHandle,
     InvalidArgument,
-    InvalidId,
-    NotFound,
     PinNotFound,
     ReadOnly,
 )
@@ -172,7 +180,7 @@ class Store:
         """The bytes of each, in order, verified: small ones several times as fast as by `get`. Raises: as `get`, of
         the first of them that cannot be read."""
         self._check()
-        return self._reader.get_many([artifact_id(found).digest for found in ids])
+        return self._reader.get_many(digests_of(ids))
 
     def get_value(self, id: ArtifactId) -> Any:
         """The value, a fresh object, links as ArtifactIds. Raises: InvalidValue if the bytes are no value."""
@@ -182,7 +190,7 @@ class Store:
         """Bytes [start, start + length). Of a large artifact only the frames touched are read and checked: that
         finds damage, but only a full read proves the id."""
         self._check()
-        return self._reader.get_range(artifact_id(id).digest, start, length)
+        return self._reader.get_range(artifact_id(id).digest, count(start, "start"), count(length, "length"))
 
     def open_reader(self, id: ArtifactId) -> io.BufferedIOBase:
         """A seekable binary reader; of a large artifact it holds one frame in memory."""
@@ -220,18 +228,11 @@ class Store:
         return (ArtifactId(digest) for digest, _ in groupby(merge(staged, stored)))
 
     def resolve(self, prefix: str) -> ArtifactId:
-        """The one id that begins like that. Raises: InvalidId, NotFound, AmbiguousPrefix."""
+        """The one id that begins like that. Raises: InvalidId, AmbiguousPrefix; Collected where only one that was
+        collected does, else NotFound."""
         self._check()
-        if type(prefix) is not str or not 4 <= len(prefix) <= 64 or set(prefix) - set("0123456789abcdef"):
-            raise InvalidId(prefix, "a prefix has 4 to 64 lowercase hex digits")
-        first, last = bytes.fromhex(prefix.ljust(64, "0")), bytes.fromhex(prefix.ljust(64, "f"))
-        staged = [row.digest for row in self.staging.hidden() if first <= row.digest <= last]
-        found = sorted({*staged, *self._backend.prefix(first, last, 5)})[:5]
-        if len(found) > 1:
-            raise AmbiguousPrefix(prefix, ", ".join(digest.hex()[:16] for digest in found))
-        if not found:
-            raise self._reader.missing(first) if len(prefix) == 64 else NotFound(prefix)
-        return ArtifactId(found[0])
+        staged = (row.digest for row in self.staging.hidden())
+        return inspection.resolve(self._backend, self._reader, prefix, staged)
 
     # -- protect
 
@@ -247,9 +248,9 @@ class Store:
         self._backend.sync()
 
     def unpin(self, name: str) -> None:
-        """Raises: PinNotFound."""
+        """Raises: PinNotFound, InvalidArgument."""
         self._check(write=True)
-        if not self._backend.unpin(name):
+        if not self._backend.unpin(pin_name(name)):
             raise PinNotFound(name)
         self._backend.sync()
 
@@ -259,10 +260,8 @@ class Store:
         return {name: ArtifactId(digest) for name, digest in self._backend.pins().items()}
 
     def lease(self, ttl: float) -> Lease:
-        """A new lease that expires `ttl` seconds from now."""
+        """A new lease that expires `ttl` seconds from now. Raises: InvalidArgument."""
         self._check(write=True)
-        if not ttl > 0:
-            raise InvalidArgument("ttl", "must be a number of seconds above 0")
         return Lease(self, self._backend, self._writer, ttl, self._clock)
 
     # -- take elsewhere
@@ -295,7 +294,7 @@ class Store:
         self._check(write=True)
         check_kind(kind)
         if pin is not None:
-            pin_name(f"{pin}/{0:08}")
+            pin_name(f"{pin_name(pin)}/{0:08}")
         return transfer.import_car(
             self, self._backend, self._writer, self._reader, src, kind=kind, pin=pin, lease=lease, progress=progress
         )
@@ -342,7 +341,7 @@ class Store:
         """The commit that last touched each artifact, None for what is not visible, all from one snapshot that
         begins now."""
         self._check()
-        rows = self._backend.rows([artifact_id(found).digest for found in ids])
+        rows = self._backend.rows(digests_of(ids))
         return [row.touched if row else None for row in rows]
 
     # -- look after
@@ -353,7 +352,7 @@ class Store:
         keep_cancelled: Duration | None = None, keep_last: int | None = None, final_only: bool | None = None,
         keep_outputs: bool | None = None, quota: int | None = None, grace: Duration | None = None,
         quarantine: Duration | None = None, max_time: Duration | None = None, max_bytes: int | None = None,
-        stop: Callable[[], bool] | None = None, force: bool = False,
+        stop: Callable[[], bool] | None = None, force: bool = False, budget: Duration | None = None,
     ) -> GcReport:  # fmt: skip
         """Remove what nothing needs: not a live run of `roots` or one that ended and is retained, no pin, no unexpired
         lease, and not touched within `grace`. What is removed can be brought back with `undelete` for the time of
@@ -362,19 +361,19 @@ class Store:
         `policy` (by default `Policy()`; `store.policy()` is that of the home) says what is retained, and each keyword
         that is given comes before it: see Policy. Durations in seconds or timedelta.
 
-        It stops between two batches once `max_time` has passed, `max_bytes` stored bytes or more are removed, or
-        `stop()` says so (that also while it marks); the report's `stopped` tells. At least one batch is made, so that
-        a gc that always stops ends some day. With `explain` the report says why what stays stays and what goes goes;
-        that reads the events of all runs.
+        It stops between two batches once `max_time` (or `budget`, another name of it) has passed, `max_bytes` stored
+        bytes or more are removed, or `stop()` says so (that also while it marks); the report's `stopped` tells. At
+        least one batch is made, so that a gc that always stops ends some day. With `explain` the report says why what
+        stays stays and what goes goes; that reads the events of all runs.
 
         Safe beside writers and killed at any point. `force` goes on where nearly everything would go or little disk is
         left; nothing that is live is lost by it. Raises: GcRefused (nothing removed), Busy, StoreFull, InvalidArgument.
         """
         self._check(write=not dry_run)
-        used = (policy or Policy()).changed(
+        used = (Policy() if policy is None else instance(policy, Policy, "policy")).changed(
             keep_completed=keep_completed, keep_failed=keep_failed, keep_cancelled=keep_cancelled, keep_last=keep_last,
             final_only=final_only, keep_outputs=keep_outputs, quota=quota, grace=grace, quarantine=quarantine,
-            max_time=max_time, max_bytes=max_bytes,
+            max_time=either(max_time, budget, "max_time", "budget"), max_bytes=max_bytes,
         )  # fmt: skip
         return collecting.collect(
             self._backend, self._stage, self.home, roots, self.uuid, used, now_s=self._now(), dry_run=dry_run,
@@ -385,7 +384,8 @@ class Store:
         """Whether a gc is worth it by `policy.auto` (by default that of the home), and why: a look at counters and at
         the record of the last one. Raises: GcRefused (not this home's source), InvalidPolicy."""
         self._check()
-        return collecting.due(self._backend, roots, self.uuid, policy or self.policy(), self._now())
+        used = self.policy() if policy is None else instance(policy, Policy, "policy")
+        return collecting.due(self._backend, roots, self.uuid, used, self._now())
 
     def policy(self) -> Policy:
         """What HOME/gc.toml says a gc keeps; the default without that file. Raises: InvalidPolicy with the key."""
@@ -400,7 +400,7 @@ class Store:
         was restored), Corrupt, InvalidArgument, StoreFull.
         """
         self._check(write=True)
-        digests = [artifact_id(found).digest for found in ids]
+        digests = digests_of(ids)
         if gc is not None:
             digests += undeleting.of_gc(self._backend, gc)
         with self.lease(undeleting.LEASE_S) as lease:
@@ -414,8 +414,7 @@ class Store:
     def gc_history(self, *, limit: int | None = None) -> list[GcRecord]:
         """Past gcs, the newest first, at most `limit`."""
         self._check()
-        if limit is not None and (type(limit) is not int or limit < 0):
-            raise InvalidArgument("limit", "must be a number from 0, or None")
+        limit = None if limit is None else count(limit, "limit")
         return [history.unpack(number, data) for number, data in self._backend.gc_reports(limit)]
 
     def train(self, kind: str) -> ArtifactId | None:
@@ -475,8 +474,8 @@ class Store:
         """Why an artifact is there, or gone: the shortest path from a root, or since when nothing holds it and when a
         gc by `policy` (by default that of the home) takes it, or which gc it went by. Raises: InvalidPolicy."""
         self._check()
-        digest, used = artifact_id(id).digest, policy or self.policy()
-        return reasons.why(self._backend, self._stage, digest, roots, used, self._now())
+        used = self.policy() if policy is None else instance(policy, Policy, "policy")
+        return reasons.why(self._backend, self._stage, artifact_id(id).digest, roots, used, self._now())
 
     def verify(
         self, *, subset: tuple[int, int] | None = None, after: str | None = None, max_seconds: float | None = None,
@@ -514,7 +513,8 @@ class Store:
         with collector_lock(self.home):
             writer = self._writer.over(cast(BlobBackend, repairs.InOrder(self._backend)))
             report = repairs.repair(
-                writer, self, other, map(artifact_id, ids), reorder=lambda: self._backend.reorder(self._now()),
+                writer, self, other, map(artifact_id, several(ids, "ids")),
+                reorder=lambda: self._backend.reorder(self._now()),
                 check=lambda name: inspection.check(self._backend, reader, name),
             )  # fmt: skip
         self._backend.sync()

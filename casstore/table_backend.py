@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import final
 
 from casstore import audits, copies, mending, puts, repairs, rewrites, sweeps
@@ -204,12 +204,11 @@ class TableBackend:
 
     def prefix(self, first: bytes, last: bytes, limit: int) -> list[bytes]:
         with self._tables.read() as t:
-            found: list[bytes] = []
-            for digest, _ in t.scan(IX, first):
-                if digest > last or len(found) >= limit:
-                    break
-                found.append(digest)
-            return found
+            return list(islice(takewhile(lambda digest: digest <= last, t.keys(IX, first)), limit))
+
+    def gone_prefix(self, first: bytes, last: bytes, limit: int) -> list[bytes]:
+        with self._tables.read() as t:
+            return list(islice(takewhile(lambda digest: digest <= last, t.keys(GONE, first)), limit))
 
     def pins(self) -> dict[str, bytes]:
         with self._tables.read() as t:

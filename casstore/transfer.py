@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO, Final, NamedTuple, cast, final
 from blake3 import blake3
 
 from casstore import car
+from casstore.arguments import instance, several
 from casstore.backend import BlobBackend, UploadLost
 from casstore.errors import Corrupt, InvalidArgument, MissingArtifact, NotFound
 from casstore.frames import FRAME_SIZE
@@ -77,10 +78,7 @@ def wanted_ids(wanted: Wanted) -> tuple[ArtifactId, ...]:
         return (wanted,)
     if isinstance(wanted, RootSource):
         wanted = (root.id for root in wanted.live_roots(completed_after_ms=None))
-    ids = tuple(dict.fromkeys(wanted))
-    for id in ids:
-        if not isinstance(id, ArtifactId):
-            raise InvalidArgument("ids", f"ArtifactIds are wanted, not {type(id).__name__}")
+    ids = tuple(dict.fromkeys(instance(id, ArtifactId, "ids") for id in several(wanted, "ids")))
     if not ids:
         raise InvalidArgument("ids", "there is nothing to export")
     return ids
@@ -192,7 +190,8 @@ def import_car(
         else:
             raise InvalidArgument("src", f"{type(src).__name__} is neither a path nor a binary stream")
         incoming = _Incoming(source, path, cleanup)
-        held = cleanup.enter_context(nullcontext(lease) if lease is not None else store.lease(LEASE_S))
+        given = nullcontext(instance(lease, Lease, "lease")) if lease is not None else store.lease(LEASE_S)
+        held = cleanup.enter_context(given)
         hold = _Hold(held, store if lease is None else None)
         importer = _Importer(backend, writer, reader, hold, incoming, kind, progress)
         importer.run()

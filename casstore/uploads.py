@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import BinaryIO, Final, NamedTuple, final
 
 from blake3 import blake3
 
 from casstore import frames
-from casstore.ahead import in_order
+from casstore.ahead import in_order, threads
 from casstore.backend import BlobBackend
 from casstore.errors import InvalidArgument
 from casstore.rows import PIECE_SIZE
@@ -60,7 +60,7 @@ class _PieceWriter:
         self._pieces: list[bytes] = []
         self._rest = b""  # the beginning of the next piece
         self._sent_pieces = 0
-        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._thread = threads(1)
         self._sent: Future[None] | None = None
         self.stored_len = 0
 

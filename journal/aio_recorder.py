@@ -1,7 +1,7 @@
 """AsyncRun and AsyncAttempt: Run and Attempt for a task. Every rule is theirs; here is only how a task waits.
 
-What records is awaited. What only looks (state, next, context, facts, …) is as it is there: it reads memory or the
-store's map, and waits at most for a commit that another task makes on the same run.
+What records or reads the store is awaited. Properties are as they are there: they read memory, and wait at most for a
+commit that another task makes on the same run.
 """
 
 from __future__ import annotations
@@ -82,17 +82,17 @@ class AsyncRun:
         """
         return self._run.next
 
-    def context(self) -> Any:
+    async def context(self) -> Any:
         """The context at the checkpoint, decoded afresh."""
-        return self._run.context()
+        return await self._calls.run(self._run.context)
 
-    def manifest(self) -> Any:
+    async def manifest(self) -> Any:
         """The manifest, decoded afresh."""
-        return self._run.manifest()
+        return await self._calls.run(self._run.manifest)
 
-    def facts(self) -> dict[str, Any]:
+    async def facts(self) -> dict[str, Any]:
         """Every fact recorded so far, decoded afresh."""
-        return self._run.facts()
+        return await self._calls.run(self._run.facts)
 
     # -- states
 
@@ -206,9 +206,9 @@ class AsyncAttempt:
 
     # -- reading
 
-    def context(self) -> Any:
+    async def context(self) -> Any:
         """The context at the base, decoded afresh: changes to it reach nobody else."""
-        return self._attempt.context()
+        return await self._calls.run(self._attempt.context)
 
     # -- recording
 

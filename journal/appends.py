@@ -17,9 +17,10 @@ from journal.admission import AlreadyThere, ClaimRequest, RunAppend, Terms, admi
 from journal.backend import JournalBackend, Look, RunWrite
 from journal.commits import Committer, Pending
 from journal.envelopes import check_imported
-from journal.errors import Conflict, InvalidArgument, MissingArtifact, OutcomeUnknown
+from journal.errors import Conflict, InvalidArgument, InvalidEvent, MissingArtifact, OutcomeUnknown
 from journal.events import Event, RecordedEvent, check_event, links
 from journal.ids import check_int, parse_run_id
+from journal.views import AFTER_ARTIFACTS
 
 
 @final
@@ -61,7 +62,7 @@ class Append(Pending):
         puts: Sequence[PreparedPut] = (),
     ) -> None:  # fmt: skip
         super().__init__(sum(len(request.events) for request in requests))
-        for name, position in (cursors or {}).items():
+        for name, position in mapping_of(cursors or {}, "cursors").items():
             self.cursors[check_cursor(name)] = check_int("position", position, 0, 1 << 63)
         self.requests, self.token, self.puts = requests, token, puts
         self.named = [link for request in requests for event in request.events for link in links(event)]
@@ -134,12 +135,23 @@ class Appender:
         """Wait until it is durable, or raise what refused it."""
         self._committer.finish(pending)
         if pending.error is not None:
-            raise pending.error
+            raise self._first_broken(pending, pending.error)
         positions = iter(pending.positions)
         return {
             request.run_id: _appended(request, answer, positions)
             for request, answer in zip(pending.requests, pending.answers, strict=True)
         }
+
+    def _first_broken(self, pending: Append, error: BaseException) -> BaseException:
+        """The first rule broken wins, in the order of the events, and that a named artifact is there is one of them:
+        where an event breaks another, those before it are looked at as well."""
+        if not isinstance(error, InvalidEvent):
+            return error
+        coming = {put.id for put in pending.puts}
+        for field, name in _named_before(pending.requests, error):
+            if name not in coming and name not in self._store:
+                return MissingArtifact(name, field)
+        return error
 
     def _commit_group(self, group: Sequence[Pending]) -> None:
         """Admit outside of the lock what can be, flush the store once for all, then commit."""
@@ -320,6 +332,16 @@ class Appender:
             self._store.sync()
 
 
+def _named_before(requests: Sequence[RunAppend], error: InvalidEvent) -> Iterator[tuple[str, ArtifactId]]:
+    """What is named by the events of its run before the one that was refused, and by that one where it broke a rule
+    that comes after theirs."""
+    for request in requests:
+        if request.run_id == error.run_id and error.seq is not None:
+            before = error.seq - request.expected_seq - (error.rule not in AFTER_ARTIFACTS)
+            for event in request.events[: max(before, 0)]:
+                yield from links(event)
+
+
 def _is_safe(touched: int | None, synced: int) -> bool:
     """Whether it is in the store, and on disk."""
     return touched is not None and touched <= synced
@@ -353,6 +375,13 @@ def request_of(
         )  # fmt: skip
     plain = tuple(check_event(item) for item in given)
     return RunAppend(run_id=wanted, expected_seq=expected_seq, events=plain, epoch=epoch, claim=claim)
+
+
+def mapping_of(value: Any, name: str) -> Mapping[Any, Any]:
+    """The map itself. Raises: InvalidArgument."""
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(name, f"a map is wanted, not {type(value).__name__}")
+    return value
 
 
 def check_cursor(name: str) -> str:

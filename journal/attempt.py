@@ -193,7 +193,7 @@ class Attempt:
         manifest_id, puts = run._prepare_manifest(manifest)
         if journal.head(child_id) == 0:
             again: tuple[Refill, ...] = (lambda: run._put_manifest(manifest),)
-            self._record([child_run_spawned(child_id, manifest_id)], again, puts)
+            self._record_once(child_run_spawned(child_id, manifest_id), again, puts)
             child: Run = journal.start_run(
                 op_id, manifest=manifest, context=context, plan=plan, max_attempts=max_attempts, run_id=child_id,
                 retryable=retryable,
@@ -203,7 +203,7 @@ class Attempt:
             earlier = run._children.pop(child_id, None)
             if earlier is not None:  # of an attempt that failed in this process, whose claim would shut us out
                 earlier.release()
-            child = journal.resume(child_id, plan=plan, retryable=retryable)
+            child = journal.resume(child_id, plan=plan, max_attempts=max_attempts, retryable=retryable)
             if child.state.status is not None:
                 self._child_ended(child)
                 return child
@@ -222,7 +222,15 @@ class Attempt:
         if self._status == "open":
             state = child.state
             assert state.status is not None
-            self._record([child_run_completed(child.run_id, state.status, state.final_snapshot_id)])
+            self._record_once(child_run_completed(child.run_id, state.status, state.final_snapshot_id))
+
+    def _record_once(
+        self, event: DomainEvent, refill: tuple[Refill, ...] = (), puts: tuple[PreparedPut, ...] = ()
+    ) -> None:
+        """Unless this or an earlier attempt recorded the very same."""
+        run = self._run
+        if all(found.event != event for found in run._journal.read(run.run_id)):
+            self._record([event], refill, puts)
 
     # -- the end
 

@@ -56,6 +56,7 @@ class RunClaims:
     def renew(self, claim: Claim, ttl: float | None = None) -> Claim:
         """Extend a claim, an expired one too if nobody took it. Raises: Fenced (somebody did, or the run ended)."""
         self._check(write=True)
+        _check_claim(claim)
         ttl_ms = self._claim_ttl_ms if ttl is None else _ttl_ms(ttl)
         until_ms = self._terms().now_ms + ttl_ms
         self._set_claim(claim, ClaimRow(claim.owner, until_ms, ttl_ms))
@@ -64,6 +65,7 @@ class RunClaims:
     def release(self, claim: Claim) -> None:
         """Give a claim back; one that was taken over or whose run ended or is gone is left as it is."""
         self._check(write=True)
+        _check_claim(claim)
         try:
             self._set_claim(claim, None)
         except (Fenced, RunNotFound):
@@ -94,6 +96,11 @@ class RunClaims:
                 free = row is not None and row.status is None and is_free(look.claim(row.number), terms)
             if free:
                 yield run
+
+
+def _check_claim(claim: object) -> None:
+    if type(claim) is not Claim:
+        raise InvalidArgument("claim", f"a Claim is wanted, not {type(claim).__name__}")
 
 
 def _ttl_ms(ttl: float) -> int:

@@ -19,7 +19,7 @@ from casstore.lmdb_tables import LmdbTables
 from casstore.processes import current_process, is_gone
 from journal import backups, inspection, reading, records, witness
 from journal.admission import ClaimRequest, RunAppend, Terms
-from journal.appends import Appended, Appender, PendingAppend, request_of
+from journal.appends import Appended, Appender, PendingAppend, mapping_of, request_of
 from journal.backend import JournalBackend
 from journal.claims import RunClaims, check_limit
 from journal.context_codec import ContextCodec, PlainCodec
@@ -125,9 +125,12 @@ class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
         epochs: Mapping[UUID | str, int] | None,
     ) -> list[RunAppend]:  # fmt: skip
         self._check(write=True)
-        given = {parse_run_id(run_id): epoch for run_id, epoch in (epochs or {}).items()}
+        given = {parse_run_id(run_id): epoch for run_id, epoch in mapping_of(epochs or {}, "epochs").items()}
         requests: dict[UUID, RunAppend] = {}
-        for name, (expected_seq, events) in batches.items():
+        for name, batch in mapping_of(batches, "batches").items():
+            if type(batch) not in (tuple, list) or len(batch) != 2:
+                raise InvalidArgument("batches", f"(expected_seq, events) is wanted for run {name}")
+            expected_seq, events = batch
             request = request_of(name, expected_seq, events, given.get(parse_run_id(name)))
             if request.run_id in requests:
                 raise InvalidArgument("batches", f"run {request.run_id} stands there twice")

@@ -111,8 +111,11 @@ class Run:
 
     @property
     def decision(self) -> Decision:
-        """What resume decided; once more is recorded, what is to be done next."""
+        """What resume decided; once more is recorded, what is to be done next: an attempt that is open here goes on."""
         with self._lock:
+            opened = self._view.open_attempt
+            if self._current is not None and opened is not None:
+                return Enter(opened.state_id, opened.attempt, opened.base_snapshot_id)
             return self._decide() if self._decision is None else self._decision
 
     @property

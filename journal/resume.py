@@ -151,8 +151,9 @@ def fork(
 ) -> Run:  # fmt: skip
     """Start a new run from what another had completed at `at_seq`, in one append; the source is left as it is.
 
-    An attempt that was open or had failed there is left out. Raises: RunNotFound, InvalidArgument, InvalidStream,
-    Conflict (the new id exists), Collected (the checkpoint's bytes are gone).
+    An attempt that was open or had failed there is left out. The policy is the one in force there; at seq 1 the one
+    that the run was started with. Raises: RunNotFound, InvalidArgument, InvalidStream, Conflict (the new id exists),
+    Collected (the checkpoint's bytes are gone).
     """
     source = parse_run_id(run_id)
     recorded = list(_read(journal, source))
@@ -162,6 +163,7 @@ def fork(
         raise InvalidArgument("at_seq", f"a number from 1 to {len(recorded)} is wanted")
     kept = recorded[:at_seq]
     state = state_of(_fold(source, kept))
+    ruled = state_of(_fold(source, recorded[:2])) if at_seq == 1 and _is(recorded[1:2], domain.RUN_POLICY) else state
     journal.store.info(state.checkpoint_id)  # raises Collected, NotFound
     reach("fork.looked")
     new_id = uuid4() if new_run_id is None else parse_run_id(new_run_id)
@@ -169,9 +171,9 @@ def fork(
     events: list[Event] = [
         RunStarted(op_id=state.op_id, manifest_id=state.manifest_id, initial_snapshot_id=state.checkpoint_id),
         forked_from(source, at_seq, state.completed, journal.chain_head(source, at_seq)),
-        run_policy(state.plan, state.max_attempts, plan_id=state.plan_id),
+        run_policy(ruled.plan, ruled.max_attempts, plan_id=ruled.plan_id),
     ]
-    facts = [item.event for item in kept if _is_fact(item.event)]
+    facts = [item.event for item in kept if _is([item], domain.FACT_RECORDED)]
     return _begin(journal, new_id, [*events, *facts], [], (), claim=claim, retryable=retryable)
 
 
@@ -217,8 +219,9 @@ def _fold(run_id: UUID, recorded: Sequence[RecordedEvent]) -> RunView:
     return view
 
 
-def _is_fact(event: Event) -> bool:
-    return type(event) is DomainEvent and event.name == domain.FACT_RECORDED
+def _is(recorded: Sequence[RecordedEvent], name: str) -> bool:
+    """Whether they are domain events of that name, one or more."""
+    return bool(recorded) and all(type(item.event) is DomainEvent and item.event.name == name for item in recorded)
 
 
 def _refuse_existing(journal: Any, run_id: UUID) -> None:

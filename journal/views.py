@@ -15,6 +15,8 @@ The words for broken rules, with the clause of the stream rules each belongs to:
 7   after_retryable_failure, after_final_failure, completed_after_failure, wrong_final_snapshot
 8   run_completed_in_attempt, after_run_completed
 10  fact_rebound, misplaced_fork
+
+Clause 9, that what events name is in the store, is not for a view to see.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from journal.events import (
     StateFailed,
 )
 from journal.failures import RunStatus, StateError
+
+AFTER_ARTIFACTS: Final = ("fact_rebound", "misplaced_fork")  # words of the clauses after 9
 
 
 class OpenAttempt(NamedTuple):

@@ -28,6 +28,7 @@ from journal import (
     StateEntered,
     StateError,
     StateFailed,
+    links,
 )
 from journal.events import run_policy
 
@@ -195,7 +196,7 @@ class Oracle:
         """Judge, and take it if it is legal. `missing` are named artifacts that are not in the store."""
         judged = []
         for request in requests:
-            verdict = self._judge(request, token, now_ms, largest)
+            verdict = self._judge(request, token, now_ms, largest, missing)
             if isinstance(verdict, Refused):
                 return verdict
             judged.append(verdict)
@@ -213,7 +214,9 @@ class Oracle:
         held = run.holder
         return held is None or held.until_ms <= now_ms or held.owner == self.gone_owner
 
-    def _judge(self, request: Request, token: bytes | None, now_ms: int, largest: int) -> Refused | str:
+    def _judge(
+        self, request: Request, token: bytes | None, now_ms: int, largest: int, missing: set[ArtifactId]
+    ) -> Refused | str:
         run = self.runs.get(request.run_id, OneRun())
         first, count = request.expected + 1, len(request.events)
         same = tuple(run.events[first - 1 : first - 1 + count]) == request.events
@@ -229,10 +232,15 @@ class Oracle:
         if not count and request.claim is None:
             return "empty"
         shape = run.shape.copy()
+        lost = False  # whether what is named so far is not all there
         for event in request.events:
             word = shape.broken(event)
+            named = {name for _, name in links(event)}
+            if word in ("fact_rebound", "misplaced_fork"):  # the rule after that of artifacts
+                lost |= bool(named & missing)
             if word is not None:
-                return Refused("InvalidEvent", word)
+                return Refused("MissingArtifact", "missing_artifact") if lost else Refused("InvalidEvent", word)
+            lost |= bool(named & missing)
             shape.take(event)
         for event in request.events:
             if isinstance(event, DomainEvent) and len(event.payload_bytes) > largest:

@@ -12,6 +12,7 @@ import pytest
 
 import casstore
 import journal
+from casstore.ahead import in_order
 from casstore.lmdb_tables import LmdbTables
 from journal.renewal import Renewer
 from tests.helpers import python
@@ -228,3 +229,21 @@ def test_renewing_and_maintenance_say_that_no_thread_can_be_started(
         assert keeper._thread is not None and keeper._thread.is_alive()
         keeper.close()
         renewer.close()
+
+
+def test_without_room_for_threads_the_work_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that finds no memory when it begins would be waited for, for ever. Bytes and errors are the same."""
+    monkeypatch.setattr("casstore.ahead.fits", lambda size: False)
+    monkeypatch.setattr("casstore.ahead.resource.getrlimit", lambda which: (1 << 30, 1 << 30))
+    (tmp_path / "large").write_bytes(Random(3).randbytes((9 << 20) + 5))
+    many = [Random(n).randbytes(40 << 10) for n in range(20)]
+    before = set(threading.enumerate())
+    with casstore.open(tmp_path / "home") as store:
+        name = store.put_file(tmp_path / "large")
+        assert store.get_many(store.put_many(many)) == many
+        with store.open_reader(name) as reader:
+            assert reader.read() == (tmp_path / "large").read_bytes()
+        assert set(threading.enumerate()) == before
+        with pytest.raises(ZeroDivisionError):
+            list(in_order(lambda number: 1 // number, [2, 1, 0], most=3))
+        assert list(in_order(lambda number: 1 // number, [1], most=3)) == [(1, 1)]

@@ -128,17 +128,18 @@ def test_a_whole_run(home: Path) -> None:
             seen = []
             while run.next is not None:
                 async with run.enter(run.next) as attempt:
-                    seen.append((attempt.state_id, attempt.attempt, attempt.context(), attempt.cancelled))
+                    seen.append((attempt.state_id, attempt.attempt, await attempt.context(), attempt.cancelled))
                     await attempt.boundary("part", "start")
                     output = await attempt.output(b"bytes", meta={"of": attempt.state_id})
                     await attempt.emit("noted", {"output": output})
-                    await attempt.complete({"n": attempt.context()["n"] + 1})
+                    await attempt.complete({"n": (await attempt.context())["n"] + 1})
             await run.emit("all.done")
             await run.complete()
             await run.complete()
             state = await jrn.run_state(run.run_id)
             assert run.state == state and run.status is state.status is RunStatus.COMPLETED
-            assert jrn.store.get(output) == b"bytes" and run.context() == {"n": 2} and run.manifest() == {"flow": 1}
+            assert jrn.store.get(output) == b"bytes"
+            assert (await run.context(), await run.manifest(), await run.facts()) == ({"n": 2}, {"flow": 1}, {})
             assert [row.run_id async for row in jrn.runs(status="completed")] == [run.run_id]
             assert await jrn.verify() == [] and await jrn.head(run.run_id) == run.head
             assert [item.seq for item in await jrn.read(run.run_id, 2, 4, reverse=True)] == [4, 3, 2]
@@ -161,7 +162,7 @@ def test_completed_and_entered_in_one_append(jrn: Any) -> None:
             await attempt.complete({"n": 1}, then=B)
         head = jrn.head(run.run_id)
         second = await run.enter(B)
-        assert jrn.head(run.run_id) == head and second.seq == head and second.context() == {"n": 1}
+        assert jrn.head(run.run_id) == head and second.seq == head and await second.context() == {"n": 1}
         await second.complete({"n": 2})
         await run.complete()
         await ajrn.close()
@@ -190,7 +191,7 @@ def test_resume_fork_and_cancel(home: Path) -> None:
             run = await jrn.resume(run_id)
             assert run.next == B and run.epoch == 2
             fork = await jrn.fork(run_id, 4)
-            assert fork.next == B and fork.context() == {"n": 1}
+            assert fork.next == B and await fork.context() == {"n": 1}
             assert (await jrn.cancel(run_id, "enough")).status is RunStatus.CANCELLED
             await fork.cancel()
             await fork.cancel()
@@ -346,7 +347,7 @@ def test_cancelled_in_the_handler(jrn: Any) -> None:
         failed = events(jrn, run)[-1]
         assert failed.error.info.code == "cancelled" and failed.error.info.retryable
         async with run.enter(run.next or "") as attempt:
-            assert attempt.attempt == 1 and attempt.context() == {"n": 0}
+            assert attempt.attempt == 1 and await attempt.context() == {"n": 0}
             await attempt.complete({"n": 1})
         return run
 
@@ -626,7 +627,7 @@ def test_a_fact_is_fetched_once_over_two_attempts(jrn: Any) -> None:
             with pytest.raises(problems.FactConflict):
                 await attempt.fact("price|btc", {"price": [3]})
             await attempt.complete({"n": 1})
-        assert run.facts() == {"price|btc": {"price": [1, 2]}}
+        assert await run.facts() == {"price|btc": {"price": [1, 2]}}
         return seen
 
     assert asyncio.run(main()) == [{"price": [1, 2]}] * 2
@@ -680,7 +681,7 @@ def test_a_fetch_that_fails(jrn: Any) -> None:
             await attempt.complete(None)
         return run
 
-    assert asyncio.run(main()).facts() == {}
+    assert asyncio.run(main()).sync.facts() == {}
 
 
 def test_a_cancelled_fetch_records_nothing(jrn: Any) -> None:
@@ -702,7 +703,7 @@ def test_a_cancelled_fetch_records_nothing(jrn: Any) -> None:
         return run
 
     run = asyncio.run(main())
-    assert kinds(jrn, run)[2:] == [StateEntered, StateFailed] and run.facts() == {}
+    assert kinds(jrn, run)[2:] == [StateEntered, StateFailed] and run.sync.facts() == {}
 
 
 # -- several tasks --------------------------------------------------------------------------------------
@@ -722,14 +723,14 @@ def test_two_tasks_two_runs(jrn: Any) -> None:
                 await meet[1 - me].wait()
                 await attempt.complete({"n": me})
             async with run.enter(B) as attempt:
-                await attempt.complete({"n": attempt.context()["n"] + 10})
+                await attempt.complete({"n": (await attempt.context())["n"] + 10})
             await run.complete()
             return run
 
         return await asyncio.gather(work(0), work(1))
 
     for me, run in enumerate(asyncio.run(main())):
-        assert jrn.run_state(run.run_id).status is RunStatus.COMPLETED and run.context() == {"n": me + 10}
+        assert jrn.run_state(run.run_id).status is RunStatus.COMPLETED and run.sync.context() == {"n": me + 10}
 
 
 def test_many_tasks_one_attempt(jrn: Any) -> None:
@@ -981,13 +982,13 @@ def test_child_runs(jrn: Any) -> None:
             child = await attempt.child("part", "sub", {"part": 1}, {"n": 5}, plan=[B])
             ids.append(child.run_id)
             async with child.enter(B) as step:
-                await step.complete({"n": step.context()["n"] + 1})
+                await step.complete({"n": (await step.context())["n"] + 1})
             await child.complete()
             with pytest.raises(problems.RunExists):
                 await attempt.child("part", "sub", {"part": 2}, {"n": 5})
-            await attempt.complete(child.context())
+            await attempt.complete(await child.context())
         await run.complete()
-        assert ids[0] == ids[1] and run.context() == {"n": 6}
+        assert ids[0] == ids[1] and await run.context() == {"n": 6}
         return run
 
     run = asyncio.run(main())

@@ -227,8 +227,10 @@ def test_it_stops_after_so_many_bytes():
         for wrong in (-1, 1.5, True):
             with pytest.raises(InvalidArgument):
                 store.gc(FakeRoots(store), max_bytes=wrong)
-        with pytest.raises(InvalidArgument):
-            store.gc(FakeRoots(store), max_time=-1)
+        for limits in ({"max_time": -1}, {"budget": -1}, {"max_time": 5, "budget": 5}):
+            with pytest.raises(InvalidArgument):
+                store.gc(FakeRoots(store), **limits)
+        assert store.gc(FakeRoots(store), budget=5).stopped == ""
 
 
 @pytest.mark.parametrize("after", range(4))

@@ -64,6 +64,23 @@ def test_without_quarantine_nothing_can_be_brought_back(world):
         world.store.undelete([ArtifactId.of(b"never")])
 
 
+@pytest.mark.parametrize("quarantine", [0, DAY])
+def test_the_prefix_of_a_collected_artifact_says_so(world, quarantine):
+    """Where it is the only one; one that is there comes first."""
+    store = world.store
+    name = store.put(b"gone")
+    collect(world, quarantine=quarantine)
+    for length in (8, 64):
+        with pytest.raises(Quarantined if quarantine else Collected) as error:
+            store.resolve(str(name)[:length])
+        assert error.value.fields["id"] == name
+    with pytest.raises(NotFound) as missing:
+        store.resolve("0" * 8 if str(name)[:8] != "0" * 8 else "1" * 8)
+    assert not isinstance(missing.value, Collected)
+    again = store.put(b"gone")
+    assert again == name == store.resolve(str(name)[:8])
+
+
 def test_undelete_restores_what_it_links_to_first(world):
     """A tree comes back whole, each artifact new and older than what links to it; kinds come along."""
     store = world.store
@@ -354,6 +371,7 @@ def test_the_commands(tmp_path):
     assert code == 0 and json.loads(out)["quarantined_bytes"] > 0
     code, out = run("undelete", "--list", "--json")
     assert {json.loads(line)["id"] for line in out.splitlines()} == {str(name), str(other)}
+    assert run("info", str(name)[:8]) == (1, "") and "gc 1" in run("why", str(name)[:8])[1]
     code, out = run("undelete", str(name)[:8], "--json")
     assert code == 0 and json.loads(out)["restored"] == [str(name)]
     code, out = run("undelete", str(name)[:8])

@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 import journal
+from casstore import ArtifactId
 from casstore import errors as store_errors
 from journal import (
     Choose,
@@ -403,3 +404,90 @@ def test_another_limit_is_recorded(jrn: Any) -> None:
     assert again.status is None
     fail(again, A, OSError())
     assert again.status is RunStatus.FAILED and again.state.max_attempts == 3
+
+
+@pytest.mark.spec("stream rules")
+def test_the_first_rule_broken_wins_also_that_of_artifacts(jrn: Any) -> None:
+    """An artifact that is not there, named before the event that breaks another rule, or by it where that rule is the
+    last, is what is said; nothing is written."""
+    there, absent = jrn.store.put(b"there"), ArtifactId.of(b"nowhere")
+    started = journal.RunStarted(op_id="flow", manifest_id=there, initial_snapshot_id=there)
+
+    def fact(payload_id: Any) -> DomainEvent:
+        return DomainEvent("fact_recorded", {"key": "k", "payload_id": payload_id})
+
+    note = DomainEvent("note", {"link": absent})
+    for events, error in (
+        ([started, note, started], problems.MissingArtifact),
+        ([started, started, note], problems.InvalidEvent),
+        ([started, fact(there), fact(absent)], problems.MissingArtifact),
+        ([started, fact(there), fact(jrn.store.put(b"other"))], problems.InvalidEvent),
+    ):
+        run_id = uuid4()
+        with pytest.raises(error):
+            jrn.append(run_id, 0, events)
+        assert jrn.head(run_id) == 0
+
+
+def test_a_child_is_spawned_and_ends_once_in_its_parents_events(jrn: Any) -> None:
+    """However many attempts ask for it, and however often."""
+    run = start(jrn, [A], max_attempts=5)
+    for _ in range(3):
+        with pytest.raises(OSError), run.enter(A) as attempt:
+            child = attempt.child("k", "sub", {"of": 1}, {"n": 0}, plan=[B], max_attempts=7)
+            if child.status is None:
+                with child.enter(B) as inner:
+                    inner.complete({"n": 1})
+                child.complete()
+            assert attempt.child("k", "sub", {"of": 1}, {"n": 0}, plan=[B], max_attempts=7).status is not None
+            raise OSError
+    names = [event.name for event in tail(jrn, run, 0) if isinstance(event, DomainEvent)]
+    assert [names.count("child_run_spawned"), names.count("child_run_completed")] == [1, 1]
+
+
+def test_a_child_whose_start_was_cut_off_is_spawned_once(jrn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parent said so, and died before it began."""
+    run = start(jrn, [A], max_attempts=5)
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), run.enter(A) as attempt:
+        patch.setattr(type(jrn), "start_run", die)
+        attempt.child("k", "sub", {}, {})
+    again = resume(jrn, run)
+    with again.enter(A) as attempt:
+        assert attempt.child("k", "sub", {}, {}).head == 2
+        attempt.complete({"n": 1})
+    names = [event.name for event in tail(jrn, run, 0) if isinstance(event, DomainEvent)]
+    assert names.count("child_run_spawned") == 1
+
+
+def test_a_child_keeps_its_limit_of_attempts(jrn: Any) -> None:
+    run = start(jrn, [A], max_attempts=5)
+    with pytest.raises(OSError), run.enter(A) as attempt:
+        attempt.child("k", "sub", {}, {}, max_attempts=7)
+        raise OSError
+    with run.enter(A) as attempt:
+        child = attempt.child("k", "sub", {}, {}, max_attempts=7)
+        assert child.state.max_attempts == 7
+        names = [event.name for event in tail(jrn, child, 0) if isinstance(event, DomainEvent)]
+        assert names == ["run_policy"]
+        attempt.complete({"n": 1})
+
+
+@pytest.mark.spec("scenario 30")
+def test_a_fork_at_the_start_has_the_policy_of_its_source(jrn: Any) -> None:
+    """run_policy belongs to the append of RunStarted."""
+    run = start(jrn, [A, B], max_attempts=7)
+    forked = jrn.fork(run.run_id, 1)
+    assert (forked.state.plan, forked.state.max_attempts, forked.next) == ((A, B), 7, A)
+
+
+def test_an_attempt_that_is_open_here_goes_on(jrn: Any) -> None:
+    """It is no orphan for the run that holds it."""
+    run = start(jrn, [A, B])
+    with run.enter(A) as attempt:
+        assert run.decision == Enter(A, 0, attempt.base_snapshot_id)
+        name = attempt.complete({"n": 1}, then=B)
+    assert run.decision == Enter(B, 0, name) and run.next == B

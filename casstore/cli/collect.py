@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from casstore import AmbiguousPrefix, ArtifactId, Buried, DamagedStore, GcRefused, Store
+from casstore import AmbiguousPrefix, ArtifactId, Buried, Collected, DamagedStore, GcRefused, Store
 from casstore.cli.gc_report import report_document, report_lines, shown_past
 from casstore.cli.options import (
     EXIT_STOPPED,
@@ -188,13 +188,18 @@ def stop_when_interrupted() -> Iterator[Callable[[], bool]]:
 
 
 def buried_id(store: Store, text: str) -> ArtifactId:
-    """An id, or the only one in quarantine, or in the store, that begins like that."""
+    """An id, or the only one in quarantine, in the store, or collected, that begins like that."""
     if len(text) == 64:
         return ArtifactId.parse(text)
     found = [row.id for row in store.buried() if str(row.id).startswith(text)] if len(text) >= 4 else []
     if len(found) > 1:
         raise AmbiguousPrefix(text, ", ".join(str(name)[:16] for name in found[:5]))
-    return found[0] if found else store.resolve(text)
+    if found:
+        return found[0]
+    try:
+        return store.resolve(text)
+    except Collected as gone:
+        return gone.fields["id"]  # type: ignore[no-any-return]
 
 
 def _shown_buried(found: Buried) -> str:
