@@ -69,15 +69,14 @@ def measure_bases(
     cpu: list[float] = []
     names: list[tuple[ArtifactId, bytes]] = []
     before: dict[int, ArtifactId] = {}
-    with casstore.open(home / "home") as store:
+    with casstore.open(home / "home") as store, quiet():
         if not peer.searches:
             store._writer._hints.find = lambda *_: None  # type: ignore[method-assign]
         for own, data in make(steps, 7 + number):
             base = before.get(own) if peer.hinted else None
-            with quiet():
-                begun = time.process_time()
-                name = store.put(data, kind="output", base=base, durable=False)
-                cpu.append(time.process_time() - begun)
+            begun = time.process_time()
+            name = store.put(data, kind="output", base=base, durable=False)
+            cpu.append(time.process_time() - begun)
             before[own] = name
             names.append((name, data))
         stored = store.stats().stored_bytes
