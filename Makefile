@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not soak" -n auto
+	$(BIN)/python -m pytest -m "not soak" -n 4  # they wait for disks and other processes as much as they compute
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar, final
 from casstore.errors import StoreError
 from journal.errors import JournalError
 
-WORKERS: Final = 4
+WORKERS: Final = 32  # threads that mostly wait for a commit; who waits at the same time shares it
 
 T = TypeVar("T")
 
