@@ -16,8 +16,9 @@ $(STAMP): pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $(STAMP)
 
+# Four at a time also on two cores: they wait for disks and other processes as much as they compute.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not soak" -n 4  # they wait for disks and other processes as much as they compute
+	$(BIN)/python -m pytest -m "not soak" -n 4
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
