@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, final
 
 from casstore.backend import Candidate, Edges, Verdict
+from casstore.errors import DamagedStore
 
 EdgesOf = Callable[[Sequence[bytes]], Sequence[Edges | None]]
 
+_NUMBER_MAX: Final = 1 << 32  # numbers are given out one by one: a greater one is a flipped bit
 _STEP: Final = 500  # digests looked up at a time: one short read transaction each
 _SEEN_MAX: Final = 50_000  # digests remembered, so that children that many share are looked up once
 
@@ -47,10 +49,12 @@ class IdSet:
         return bool(self._bits)  # nothing is ever taken out
 
     def add(self, number: int) -> bool:
-        """Whether it was not there."""
+        """Whether it was not there. Raises: DamagedStore for a number that would need a huge set."""
         place, bit = number >> 3, 1 << (number & 7)
         bits = self._bits
         if place >= len(bits):
+            if number > _NUMBER_MAX:
+                raise DamagedStore("table ix1 or da1", f"the number {number}, which no artifact was given")
             bits.extend(bytes(max(place + 1 - len(bits), 4096)))
         elif bits[place] & bit:
             return False

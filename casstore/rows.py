@@ -250,7 +250,11 @@ class State:
     kept_bytes: int = 0  # stored bytes of collected artifacts that deltas need
 
     def pack(self) -> bytes:
-        return _STATE.pack(*_state_numbers(self))
+        numbers = _state_numbers(self)
+        try:
+            return _STATE.pack(*numbers)
+        except struct.error:  # counted from a damaged row; `verify` says so, and `--repair` counts anew
+            return _STATE.pack(*(min(max(number, 0), _U64_MAX) for number in numbers))
 
     @classmethod
     def unpack(cls, data: bytes | None) -> State:
@@ -261,6 +265,7 @@ class State:
         return cls(*_STATE.unpack(data))
 
 
+_U64_MAX: Final = (1 << 64) - 1
 _STATE: Final = struct.Struct(f">{len(fields(State))}Q")
 _state_numbers: Final = operator.attrgetter(*(field.name for field in fields(State)))
 

@@ -31,7 +31,7 @@ from casstore.backend import (
     Walk,
 )
 from casstore.codec import Codec
-from casstore.errors import Corrupt
+from casstore.errors import Corrupt, DamagedStore
 from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
 from casstore.rows import (
@@ -88,7 +88,7 @@ class TableBackend:
                     w.put(META, UUID_KEY, uuid.encode())
                     puts.reserve(w)
                     found = uuid.encode()
-        return (found or uuid.encode()).decode()
+        return _text(found or uuid.encode())
 
     # -- read
 
@@ -381,6 +381,13 @@ class TableBackend:
 
     def close(self) -> None:
         self._tables.close()
+
+
+def _text(uuid: bytes) -> str:
+    try:
+        return uuid.decode()
+    except UnicodeDecodeError as error:
+        raise DamagedStore("table meta1", "the store's uuid is no text") from error
 
 
 def _row(t: ReadTransaction, digest: bytes, value: bytes) -> Row:

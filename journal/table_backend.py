@@ -9,7 +9,7 @@ from typing import Final, final
 from uuid import UUID
 
 from casstore import stage
-from casstore.errors import StoreError
+from casstore.errors import DamagedStore, StoreError
 from casstore.ids import ArtifactId
 from casstore.steps import reach
 from casstore.tables import ReadTransaction, Tables, WriteTransaction
@@ -274,7 +274,10 @@ class TableBackend:
         with self._tables.read() as txn:
             found = txn.get(META, META_UUID)
         if found is not None:
-            return found.decode()
+            try:
+                return found.decode()
+            except UnicodeDecodeError as error:
+                raise DamagedStore("the journal's table meta1", "its uuid is no text") from error
         with self._tables.write() as txn:
             found = txn.get(META, META_UUID)
             if found is None:

@@ -12,6 +12,7 @@ import lmdb
 import pytest
 
 import casstore
+import journal
 from casstore import ArtifactId, Corrupt
 from casstore.home import FORMAT_NUMBER
 from casstore.rows import TABLES
@@ -232,3 +233,43 @@ def test_ids_are_refused_before_storage_is_touched(tmp_path):
     for wrong in ("A" * 64, "g" * 64, "0" * 63, "0" * 64 + "\n", "", "../x", "０" * 64):
         with pytest.raises(casstore.InvalidId):
             ArtifactId.parse(wrong)
+
+
+@pytest.mark.parametrize("bit", [40, 62])
+def test_a_number_that_nothing_was_given_makes_no_huge_set(tmp_path: Path, bit: int) -> None:
+    """A flipped bit in the number of an artifact: gc refuses, removes nothing and asks for no terabytes."""
+    with journal.open(tmp_path / "home") as jrn:
+        names = [jrn.store.put(b"%d" % n * 50) for n in range(3)]
+        jrn.store.pin("held", names[0])
+        with jrn.store._backend._tables.write() as t:
+            row = bytearray(t.get(b"ix1", names[0].digest))
+            row[7 - bit // 8] ^= 1 << bit % 8
+            t.put(b"ix1", names[0].digest, bytes(row))
+        with pytest.raises((casstore.StoreError, casstore.GcRefused)):
+            jrn.store.gc(jrn, grace=0, force=True)
+        assert set(jrn.store) == set(names)
+
+
+def test_counters_that_damage_made_nonsense_of_refuse_no_put(tmp_path: Path) -> None:
+    """A stored length of a damaged row is taken off them when it is healed."""
+    with casstore.open(tmp_path / "home") as store:
+        name = store.put(b"some bytes" * 50)
+        with store._backend._tables.write() as t:
+            key = (store._backend.rows([name.digest])[0].data_id).to_bytes(8, "big")
+            row = bytearray(t.get(b"da1", key))
+            row[40] ^= 0x80  # of the stored length
+            t.put(b"da1", key, bytes(row))
+        assert store.put(b"some bytes" * 50, verify=True) == name
+        assert store.get(name) == b"some bytes" * 50
+        store.mend()
+        assert store.verify().findings == ()
+
+
+def test_a_uuid_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    with journal.open(tmp_path / "home") as jrn:
+        for tables in (jrn.store._backend._tables, jrn._backend._tables):
+            with tables.write() as t:
+                t.put(b"meta1", b"uuid", b"\xad" * 36)
+    for opened in (casstore.open, journal.open):
+        with pytest.raises(casstore.DamagedStore, match="uuid"):
+            opened(tmp_path / "home")
