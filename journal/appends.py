@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, final
 from uuid import UUID
@@ -148,9 +149,10 @@ class Appender:
         if not isinstance(error, InvalidEvent):
             return error
         coming = {put.id for put in pending.puts}
-        for field, name in _named_before(pending.requests, error):
-            if name not in coming and name not in self._store:
-                return MissingArtifact(name, field)
+        with suppress(StoreError):  # closed meanwhile, say: then what refused it is what is known
+            for field, name in _named_before(pending.requests, error):
+                if name not in coming and name not in self._store:
+                    return MissingArtifact(name, field)
         return error
 
     def _commit_group(self, group: Sequence[Pending]) -> None:

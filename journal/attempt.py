@@ -228,8 +228,7 @@ class Attempt:
         self, event: DomainEvent, refill: tuple[Refill, ...] = (), puts: tuple[PreparedPut, ...] = ()
     ) -> None:
         """Unless this or an earlier attempt recorded the very same."""
-        run = self._run
-        if all(found.event != event for found in run._journal.read(run.run_id)):
+        if not self._run._said_of_child(event):
             self._record([event], refill, puts)
 
     # -- the end

@@ -80,6 +80,7 @@ class Run:
         self._overtaken_by_renewal = False
         self._on_end: Callable[[Run], None] | None = None
         self._children: dict[UUID, Run] = {}
+        self._of_children: set[Event] | None = None  # what the run says of its children, once somebody asked
 
     # -- what is known
 
@@ -302,6 +303,8 @@ class Run:
                 put()
             append()
         take(self._view, events)
+        if self._of_children is not None:
+            self._of_children.update(filter(_is_of_child, events))
 
     def _lose(self, attempt: Attempt | None) -> None:
         for lost in (attempt, self._current):
@@ -342,6 +345,14 @@ class Run:
     def _overtaken(self) -> bool:
         with self._lock:
             return self._overtaken_by_renewal or self._journal.head(self.run_id) != self._view.head
+
+    def _said_of_child(self, event: DomainEvent) -> bool:
+        """Whether the run holds this very event. Its events are read once, not for each child."""
+        with self._lock:
+            if self._of_children is None:
+                recorded = (item.event for item in self._journal.read(self.run_id))
+                self._of_children = set(filter(_is_of_child, recorded))
+            return event in self._of_children
 
     def _fact(self, key: str) -> ArtifactId | None:
         with self._lock:
@@ -425,6 +436,10 @@ class Run:
 
 
 # -- pure parts, shared with resume, cancel and fork ----------------------------------------------------
+
+
+def _is_of_child(event: Event) -> bool:
+    return type(event) is DomainEvent and event.name in (domain.CHILD_RUN_SPAWNED, domain.CHILD_RUN_COMPLETED)
 
 
 def take(view: RunView, events: Iterable[Event]) -> None:

@@ -163,7 +163,8 @@ def fork(
         raise InvalidArgument("at_seq", f"a number from 1 to {len(recorded)} is wanted")
     kept = recorded[:at_seq]
     state = state_of(_fold(source, kept))
-    ruled = state_of(_fold(source, recorded[:2])) if at_seq == 1 and _is(recorded[1:2], domain.RUN_POLICY) else state
+    # A policy given with the start is the event after it, in the same append; any other event there changes none.
+    ruled = state_of(_fold(source, recorded[:2])) if at_seq == 1 else state
     journal.store.info(state.checkpoint_id)  # raises Collected, NotFound
     reach("fork.looked")
     new_id = uuid4() if new_run_id is None else parse_run_id(new_run_id)
@@ -173,7 +174,7 @@ def fork(
         forked_from(source, at_seq, state.completed, journal.chain_head(source, at_seq)),
         run_policy(ruled.plan, ruled.max_attempts, plan_id=ruled.plan_id),
     ]
-    facts = [item.event for item in kept if _is([item], domain.FACT_RECORDED)]
+    facts = [item.event for item in kept if _is_fact(item.event)]
     return _begin(journal, new_id, [*events, *facts], [], (), claim=claim, retryable=retryable)
 
 
@@ -219,9 +220,8 @@ def _fold(run_id: UUID, recorded: Sequence[RecordedEvent]) -> RunView:
     return view
 
 
-def _is(recorded: Sequence[RecordedEvent], name: str) -> bool:
-    """Whether they are domain events of that name, one or more."""
-    return bool(recorded) and all(type(item.event) is DomainEvent and item.event.name == name for item in recorded)
+def _is_fact(event: Event) -> bool:
+    return type(event) is DomainEvent and event.name == domain.FACT_RECORDED
 
 
 def _refuse_existing(journal: Any, run_id: UUID) -> None:

@@ -234,6 +234,7 @@ def test_renewing_and_maintenance_say_that_no_thread_can_be_started(
 def test_without_room_for_threads_the_work_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that finds no memory when it begins would be waited for, for ever. Bytes and errors are the same."""
     monkeypatch.setattr("casstore.ahead.fits", lambda size: False)
+    monkeypatch.setattr("casstore.ahead.ThreadPoolExecutor", None)  # whoever asked for threads would call that
     monkeypatch.setattr("casstore.ahead.resource.getrlimit", lambda which: (1 << 30, 1 << 30))
     (tmp_path / "large").write_bytes(Random(3).randbytes((9 << 20) + 5))
     many = [Random(n).randbytes(40 << 10) for n in range(20)]

@@ -445,6 +445,27 @@ def test_a_child_is_spawned_and_ends_once_in_its_parents_events(jrn: Any) -> Non
     assert [names.count("child_run_spawned"), names.count("child_run_completed")] == [1, 1]
 
 
+def test_the_events_of_a_parent_are_not_read_for_each_child(jrn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor with a thousand children would read its stream a thousand times."""
+    run = start(jrn, [A])
+    read, parents = type(jrn).read, []
+
+    def counted(self: Any, run_id: Any, *given: Any, **named: Any) -> Any:
+        parents.extend([run_id] if run_id == run.run_id else [])
+        return read(self, run_id, *given, **named)
+
+    monkeypatch.setattr(type(jrn), "read", counted)
+    with run.enter(A) as attempt:
+        for n in range(5):
+            child = attempt.child(f"k{n}", "sub", {}, {"n": n}, plan=[B])
+            complete(child, B, {})
+            child.complete()
+        attempt.complete({})
+    assert len(parents) == 1
+    names = [event.name for event in tail(jrn, run, 0) if isinstance(event, DomainEvent)]
+    assert [names.count("child_run_spawned"), names.count("child_run_completed")] == [5, 5]
+
+
 def test_a_child_whose_start_was_cut_off_is_spawned_once(jrn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parent said so, and died before it began."""
     run = start(jrn, [A], max_attempts=5)
@@ -473,6 +494,8 @@ def test_a_child_keeps_its_limit_of_attempts(jrn: Any) -> None:
         assert child.state.max_attempts == 7
         names = [event.name for event in tail(jrn, child, 0) if isinstance(event, DomainEvent)]
         assert names == ["run_policy"]
+        again = attempt.child("k", "sub", {}, {}, max_attempts=9)  # it is passed on: another one is another policy
+        assert again.state.max_attempts == 9
         attempt.complete({"n": 1})
 
 
@@ -491,3 +514,14 @@ def test_an_attempt_that_is_open_here_goes_on(jrn: Any) -> None:
         assert run.decision == Enter(A, 0, attempt.base_snapshot_id)
         name = attempt.complete({"n": 1}, then=B)
     assert run.decision == Enter(B, 0, name) and run.next == B
+
+
+def test_a_refusal_that_is_asked_for_after_the_end_is_told(tmp_path: Path) -> None:
+    """The store cannot be asked for what is missing any more: the rule that was seen to be broken is what is said."""
+    with journal.open(tmp_path / "home") as jrn:
+        there, absent = jrn.store.put(b"there"), ArtifactId.of(b"nowhere")
+        started = journal.RunStarted(op_id="flow", manifest_id=there, initial_snapshot_id=there)
+        pending = jrn.append(uuid4(), 0, [started, DomainEvent("note", {"l": absent}), started], wait=False)
+    with pytest.raises(problems.InvalidEvent) as error:
+        pending.result()
+    assert error.value.code == "duplicate_run_started"

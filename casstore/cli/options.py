@@ -90,7 +90,7 @@ def dumped(value: Any) -> str:
     as JSON and given to os.fsencode it is that name again."""
     text = json.dumps(value, ensure_ascii=False)
     try:
-        text.encode(sys.stdout.encoding)
+        text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
         return json.dumps(value)
     return text
