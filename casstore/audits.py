@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, final
 
 from casstore.codec import needs_base
 from casstore.errors import DamagedStore
-from casstore.puts import find, load_state
+from casstore.puts import find, load_state, record_at
 from casstore.rows import (
     DA,
     GONE,
@@ -135,8 +135,10 @@ def _artifact(t: ReadTransaction, digest: bytes, value: bytes) -> AuditItem:
     if row.touched > load_state(t).commit:
         detail = f"touched by commit {row.touched}, which is still to come"
         problems.append(Problem("wrong_touch", digest, detail))
-    codec, record = 0, _record(t, row.data_id)
-    if record is not None:
+    codec, record = 0, record_at(t, row.data_id)
+    if record is None:
+        problems.append(Problem("wrong_record", digest, f"data_id {row.data_id} holds nothing"))
+    else:
         codec = record.codec
         if record.digest != digest:
             detail = f"data_id {row.data_id} holds the bytes of {record.digest.hex()}"
@@ -259,7 +261,7 @@ def is_visible(t: ReadTransaction, digest: bytes, data_id: int) -> bool:
 
 def _kept(t: ReadTransaction, data_id: int, digest: bytes) -> AuditItem:
     """Bytes of a collected artifact, which deltas may need: to be read."""
-    record = _record(t, data_id)
+    record = record_at(t, data_id)
     if record is None or record.digest != digest:
         detail = f"data_id {data_id} is kept for it, and holds nothing of it"
         return AuditItem(u64(data_id), (Problem("wrong_kept", digest, detail),))
@@ -267,14 +269,6 @@ def _kept(t: ReadTransaction, data_id: int, digest: bytes) -> AuditItem:
     if is_visible(t, digest, data_id):
         problems = (Problem("wrong_kept", digest, f"data_id {data_id} is kept as collected, and visible"),)
     return AuditItem(u64(data_id), problems, digest, data_id, record.raw_len, (), record.codec)
-
-
-def _record(t: ReadTransaction, data_id: int) -> DaRow | None:
-    found = t.get(DA, u64(data_id))
-    try:
-        return None if found is None else DaRow.unpack(found)
-    except DamagedStore:
-        return None
 
 
 def _pieces(t: ReadTransaction, start: bytes, share: Share, limit: int) -> AuditPage:
@@ -287,7 +281,7 @@ def _pieces(t: ReadTransaction, start: bytes, share: Share, limit: int) -> Audit
             return AuditPage(tuple(items), None)
         data_id = found[0]
         key = u64(data_id)
-        record = _record(t, data_id)
+        record = record_at(t, data_id)
         if record is not None:
             last = next(t.scan(D, piece_key(data_id, _LAST_PIECE), reverse=True))[0]
             if int.from_bytes(last[8:], "big") >= piece_count(record.stored_len):

@@ -135,11 +135,13 @@ class Outcome(enum.Enum):
 
 class PutResult(NamedTuple):
     """`commit` is the number of the transaction, 0 if it wrote nothing. `kept` are (digest, data_id) of earlier copies
-    of what was put, whose bytes are kept: the put may heal them."""
+    of what was put, whose bytes are kept: the put may heal them. `disordered`: what was healed has a new number, and
+    what links to it may have a smaller one."""
 
     outcomes: tuple[Outcome, ...]
     commit: int
     kept: tuple[tuple[bytes, int], ...] = ()
+    disordered: bool = False
 
 
 class EncodeAgain(Exception):
@@ -255,9 +257,10 @@ class BlobBackend(Protocol):
         """The uuid that this store carries; set to `uuid` the first time."""
 
     def rows(self, digests: Sequence[bytes]) -> list[Row | None]: ...
-    def load(self, digest: bytes, known: Callable[[bytes], bool]) -> list[Stored] | None:
+    def load(self, digest: bytes, known: Callable[[bytes], bool], *, exact: bool = False) -> list[Stored] | None:
         """The artifact's bytes, then its base's, down to one stored whole or whose digest is `known` (its
-        bytes are left out)."""
+        bytes are left out). `exact`: for who does not prove all of them by the digest; raises Corrupt where index and
+        record contradict each other."""
 
     def load_small(self, digests: Sequence[bytes], raw_max: int) -> list[Small | None]:
         """Of each artifact, if it is kept in one piece, as no delta, and has up to `raw_max` bytes. None says nothing:

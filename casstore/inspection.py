@@ -183,7 +183,7 @@ def mend(backend: BlobBackend, reader: Reader, now_s: int) -> MendReport:
                 item = audits.AuditItem(b"", (), row.digest, data_id, row.raw_len, (), row.codec)
                 _prove_frames(backend, reader, item, kept=True)
                 return True, None
-            data = reader.data(data_id, row.digest)
+            data = reader.data(data_id, row.digest, row.digest)
         except StoreError:
             return False, None
         return True, links_of(data) if len(data) <= FRAME_SIZE else None  # a larger one may be a stream, without links

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, final
 from casstore import audits
 from casstore.audits import WHOLE, Problem
 from casstore.errors import DamagedStore
-from casstore.puts import begin, find, finish, load_state, loosen, touch
+from casstore.puts import begin, find, finish, holds, load_state, loosen, record_at, touch
 from casstore.repairs import reorder
 from casstore.rows import (
     DA,
@@ -55,7 +55,7 @@ _NUMBER_MAX: Final = 1 << 62  # a greater data_id is damage, and not one to go o
 # Of these findings of `audits`; bad_row where it is one of the index, of a record or of a lease.
 MENDS: Final = frozenset({
     "bad_row", "orphan_kind", "orphan_lease", "orphan_links", "orphan_pieces", "orphan_record", "wrong_counters",
-    "wrong_gone", "wrong_kept", "wrong_number", "wrong_purge", "wrong_touch",
+    "wrong_gone", "wrong_kept", "wrong_length", "wrong_number", "wrong_purge", "wrong_record", "wrong_touch",
 })  # fmt: skip
 # A row of the index that cannot be read comes after what is lost, which it may link to.
 _AREAS: Final = ("gone", "kept", "records", "artifacts", "pieces", "links", "kinds")
@@ -80,8 +80,12 @@ class _Facts(NamedTuple):
     are no new delta's base, and what they prove they prove."""
 
     bases: frozenset[int]
-    proofs: dict[int, tuple[bool, Links | None]]
-    lost: dict[bytes, list[int]]  # artifacts without a readable row in the index, and data_ids of their records
+    proofs: dict[tuple[int, bytes], tuple[bool, Links | None]]  # of a data_id, whether it has the bytes of a digest
+    lost: dict[bytes, list[int]]  # artifacts whose row in the index is of no use, and data_ids of their records
+
+    def proven(self, data_id: int, digest: bytes) -> bool:
+        """Whether these bytes are this artifact's."""
+        return self.proofs.get((data_id, digest), (False, None))[0]
 
 
 def mend(tables: Tables, now_s: int, prove: Prove) -> list[Mended]:
@@ -129,7 +133,7 @@ def _learn(tables: Tables, area: str, keys: Sequence[bytes], prove: Prove) -> _F
     if area not in ("artifacts", "kept", "records"):
         return _Facts(frozenset(), {}, {})
     wanted, bases = set(keys), set[int]()
-    lost, candidates = defaultdict[bytes, list[int]](list), dict[int, DaRow]()
+    lost, candidates = defaultdict[bytes, list[int]](list), dict[tuple[int, bytes], DaRow]()
     at = b""
     while True:
         with tables.read() as t:
@@ -142,24 +146,72 @@ def _learn(tables: Tables, area: str, keys: Sequence[bytes], prove: Prove) -> _F
             bases.add(row.base)
             if (row.digest if area == "artifacts" else key) in wanted:
                 lost[row.digest].append(from_u64(key))
-                candidates[from_u64(key)] = row
+                candidates[from_u64(key), row.digest] = row
         if len(rows) < _PAGE:
             break
         at = rows[-1][0] + b"\0"
-    proofs = {}
-    for data_id, row in candidates.items():
-        with tables.read() as t:
-            unknown = _is_lost(t, row.digest)
-        proofs[data_id] = prove(data_id, row) if unknown else (False, None)
+    with tables.read() as t:
+        doubtful = {
+            place: row for place, row in candidates.items() if area == "kept" or _is_doubtful(t, place[1], row)
+        }
+        for key in () if area == "records" else keys:
+            doubtful |= _relabelled(t, area, key)
+        shown = dict(filter(None, (_shown(t, digest) for _, digest in candidates))) if area == "records" else {}
+    proofs = {(data_id, row.digest): prove(data_id, row) for data_id, row in shown.items()}
+    damaged = {digest for (_, digest), (proven, _) in proofs.items() if not proven}
+    # Where what is visible is damaged, these may be the good bytes.
+    doubtful |= {place: row for place, row in candidates.items() if place[1] in damaged}
+    proofs |= {(data_id, digest): prove(data_id, row) for (data_id, digest), row in doubtful.items()}
     return _Facts(frozenset(bases), proofs, dict(lost))
 
 
 def _is_lost(t: ReadTransaction, digest: bytes) -> bool:
-    """Whether the index should have a readable row of this artifact, and has none: nobody collected it."""
+    """Whether the index should have a readable row of this artifact that leads to its record, and has none: nobody
+    collected it."""
     try:
-        return find(t, digest) is None and t.get(GONE, digest) is None
+        row = find(t, digest)
     except DamagedStore:
         return True
+    return t.get(GONE, digest) is None if row is None else not holds(t, row.data_id, digest)
+
+
+def _shown(t: ReadTransaction, digest: bytes) -> tuple[int, DaRow] | None:
+    """Data_id and record of what is visible, where they can be read."""
+    try:
+        row = find(t, digest)
+    except DamagedStore:
+        return None
+    found = None if row is None else record_at(t, row.data_id)
+    return None if row is None or found is None else (row.data_id, found)
+
+
+def _is_doubtful(t: ReadTransaction, digest: bytes, row: DaRow) -> bool:
+    """Whether it takes the bytes to say what is right."""
+    if _is_lost(t, digest):
+        return True
+    shown = find(t, digest)
+    return shown is not None and shown.raw_len != row.raw_len
+
+
+def _relabelled(t: ReadTransaction, area: str, key: bytes) -> dict[tuple[int, bytes], DaRow]:
+    """A record that index or list of what is kept names for an artifact, and that says that it is another's, which
+    nobody knows: as it should be."""
+    try:
+        digest = key if area == "artifacts" else t.get(KP, key)
+        row = find(t, key) if area == "artifacts" else None
+        data_id = from_u64(key) if area != "artifacts" else 0 if row is None else row.data_id
+    except DamagedStore:
+        return {}
+    found = record_at(t, data_id)
+    if digest is None or found is None or not _is_nobodys(t, data_id, found):
+        return {}
+    return {(data_id, digest): found._replace(digest=digest)}
+
+
+def _is_nobodys(t: ReadTransaction, data_id: int, record: DaRow) -> bool:
+    """Whether neither the index nor the list of what is kept knows a record under the digest that it says."""
+    row = t.get(IX, record.digest)
+    return t.get(KP, u64(data_id)) != record.digest and (row is None or row[:8] != u64(data_id))
 
 
 @final
@@ -200,11 +252,42 @@ class _Part:
         if not _is_lost(self._t, digest):
             return None  # it is its links that are damaged
         for data_id in self._facts.lost.get(digest, []):
-            record = self._record(data_id)
+            record = record_at(self._t, data_id)
             if record is not None and self._t.get(KP, u64(data_id)) is None and self._list(data_id, record):
                 return _LISTED
+        with suppress(DamagedStore):
+            if find(self._t, digest) is not None:
+                return None
         self._t.delete(IX, digest)  # so that the bytes can be put again
         return "it is not listed any more"
+
+    def wrong_record(self, digest: bytes, _: Problem) -> str | None:
+        """Its number leads to nothing or to another's bytes: it leads to its own again, or these are said to be its
+        own, whichever the bytes prove."""
+        if not _is_lost(self._t, digest):
+            return None
+        for data_id in self._facts.lost.get(digest, []):
+            record = record_at(self._t, data_id)
+            if record is not None and self._t.get(KP, u64(data_id)) is None and self._list(data_id, record):
+                return _LISTED
+        shown = _shown(self._t, digest)
+        if shown is None or not _is_nobodys(self._t, *shown) or not self._facts.proven(shown[0], digest):
+            return None  # for a put of the good bytes
+        self._t.put(DA, u64(shown[0]), shown[1]._replace(digest=digest).pack())
+        self._set_length(digest, shown[1])
+        return _TOLD
+
+    def wrong_length(self, digest: bytes, _: Problem) -> str | None:
+        shown = _shown(self._t, digest)
+        if shown is None or not self._facts.proven(shown[0], digest):
+            return None
+        self._set_length(digest, shown[1])
+        return f"it is {shown[1].raw_len} bytes long"
+
+    def _set_length(self, digest: bytes, record: DaRow) -> None:
+        row = find(self._t, digest)
+        assert row is not None
+        touch(self._t, self._state, digest, row._replace(raw_len=record.raw_len), self._now_s)
 
     def wrong_touch(self, digest: bytes, _: Problem) -> str | None:
         row = find(self._t, digest)
@@ -227,11 +310,15 @@ class _Part:
     # -- bytes
 
     def wrong_kept(self, key: bytes, problem: Problem) -> str | None:
-        data_id, record = from_u64(key), self._record(from_u64(key))
+        data_id, record = from_u64(key), record_at(self._t, from_u64(key))
         if record is None and data_id in self._facts.bases:
             return None  # a put of the good bytes heals what is kept, and then what is made of it
-        other = record is not None and record.digest != problem.digest
-        if record is not None and other and not audits.is_visible(self._t, record.digest, data_id):
+        if record is not None and record.digest != problem.digest and _is_nobodys(self._t, data_id, record):
+            if problem.digest is not None and self._facts.proven(data_id, problem.digest):
+                self._t.put(DA, key, record._replace(digest=problem.digest).pack())
+                return _TOLD
+            if not self._facts.proven(data_id, record.digest):
+                return None  # for a put of the good bytes
             self._t.put(KP, key, record.digest)
             return f"data_id {data_id} is kept for {record.digest.hex()}, whose bytes it holds"
         self._t.delete(KP, key)
@@ -255,10 +342,15 @@ class _Part:
         return f"the next data_id is {data_id + 1}"
 
     def orphan_record(self, key: bytes, _: Problem) -> str | None:
-        data_id, record = from_u64(key), self._record(from_u64(key))
+        data_id, record = from_u64(key), record_at(self._t, from_u64(key))
         if record is None:
             return None
         if _is_lost(self._t, record.digest):
+            return _LISTED if self._list(data_id, record) else None
+        shown = _shown(self._t, record.digest)
+        if shown is not None and self._facts.proofs.get((shown[0], record.digest), (True, None))[0] is False:
+            # What is visible is damaged, so these may be the only good bytes. (What came meanwhile has no proof, and
+            # is as its writer put it.)
             return _LISTED if self._list(data_id, record) else None
         if data_id in self._facts.bases:
             self._t.put(KP, key, record.digest)
@@ -274,7 +366,7 @@ class _Part:
         return f"data_id {data_id} is gone, and its {pieces} pieces go"
 
     def orphan_pieces(self, key: bytes, _: Problem) -> str | None:
-        record = self._record(from_u64(key))
+        record = record_at(self._t, from_u64(key))
         return self._pieces(key, 0 if record is None else piece_count(record.stored_len))
 
     def _pieces(self, key: bytes, first: int) -> str:
@@ -290,18 +382,11 @@ class _Part:
         self._t.delete_many(D, found)
         return f"{len(found)} pieces of data_id {from_u64(key)} are gone"
 
-    def _record(self, data_id: int) -> DaRow | None:
-        found = self._t.get(DA, u64(data_id))
-        try:
-            return None if found is None else DaRow.unpack(found)
-        except DamagedStore:
-            return None
-
     def _list(self, data_id: int, record: DaRow) -> bool:
         """Give an artifact its row in the index again, under the data_id that it has, where that keeps the store
         closed: all that it needs is there. What is younger than it is brings it a new number (`reorder`)."""
-        t, (proven, named) = self._t, self._facts.proofs.get(data_id, (False, None))
-        base = record.base == 0 or (record.base < data_id and self._record(record.base) is not None)
+        t, (proven, named) = self._t, self._facts.proofs.get((data_id, record.digest), (False, None))
+        base = record.base == 0 or (record.base < data_id and record_at(self._t, record.base) is not None)
         if not proven or not base or data_id >= _NUMBER_MAX:
             return False
         wanted = links(t, record.digest) if named is None else named
@@ -319,6 +404,9 @@ class _Part:
             t.delete(LN, record.digest)
         other = next((key for key in t.keys(KN, record.digest)), b"").startswith(record.digest)
         kinds = OTHER_KINDS if other else kind_bit("other")
+        with suppress(DamagedStore):
+            old = find(t, record.digest)
+            kinds = kinds if old is None else old.kinds
         touch(t, self._state, record.digest, IxRow(data_id, 0, 0, kinds, record.raw_len), self._now_s)
         self._state.next_data_id = max(self._state.next_data_id, data_id + 1)
         return True
@@ -344,9 +432,11 @@ class _Part:
 
 
 _LISTED: Final = "it has a row in the index again"
+_TOLD: Final = "its record says whose bytes it holds"
 _MORE: Final = "pieces are gone"
 _HOW: Final[dict[tuple[str, str], Callable[[_Part, bytes, Problem], str | None]]] = {
     ("artifacts", "bad_row"): _Part.bad_row, ("artifacts", "wrong_touch"): _Part.wrong_touch,
+    ("artifacts", "wrong_record"): _Part.wrong_record, ("artifacts", "wrong_length"): _Part.wrong_length,
     ("gone", "wrong_gone"): _Part.wrong_gone, ("kept", "wrong_kept"): _Part.wrong_kept,
     ("records", "bad_row"): _Part.bad_record, ("records", "wrong_purge"): _Part.wrong_purge,
     ("records", "wrong_number"): _Part.wrong_number, ("records", "orphan_record"): _Part.orphan_record,

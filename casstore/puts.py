@@ -15,7 +15,7 @@ from typing import Final
 
 from casstore import copies
 from casstore.backend import EncodeAgain, NewArtifact, Outcome, PutResult, UploadLost
-from casstore.errors import Collected, LeaseLost, MissingArtifact, NotFound, Quarantined
+from casstore.errors import Collected, DamagedStore, LeaseLost, MissingArtifact, NotFound, Quarantined
 from casstore.ids import ArtifactId
 from casstore.rows import (
     DA,
@@ -56,11 +56,15 @@ from casstore.rows import (
 )
 from casstore.tables import ReadTransaction, WriteTransaction
 
+NUMBERS_AHEAD_MAX: Final = 1 << 24
 PLAIN_MIN: Final = 8  # items, from which on it pays to write their rows table by table
 
 
 def load_state(t: ReadTransaction) -> State:
-    return State.unpack(t.get(META, STATE_KEY))
+    found = t.get(META, STATE_KEY)
+    if found is None and (t.count(IX) or t.count(DA)):
+        raise DamagedStore("table meta1", "the row of counters is missing; restore the store from a backup")
+    return State.unpack(found)
 
 
 def begin(t: WriteTransaction) -> State:
@@ -88,6 +92,34 @@ def find(t: ReadTransaction, digest: bytes) -> IxRow | None:
     return IxRow.unpack(row) if row is not None else None
 
 
+def record_at(t: ReadTransaction, data_id: int) -> DaRow | None:
+    """How the bytes under a number are kept; None where nothing is, or nothing that can be read."""
+    found = t.get(DA, u64(data_id))
+    try:
+        return None if found is None else DaRow.unpack(found)
+    except DamagedStore:
+        return None
+
+
+def holds(t: ReadTransaction, data_id: int, digest: bytes) -> bool:
+    """Whether the record under a number is one of this artifact. A damaged row of the index leads to another's, or
+    to none."""
+    found = record_at(t, data_id)
+    return found is not None and found.digest == digest
+
+
+def skip_given(t: ReadTransaction, state: State) -> None:
+    """See to it that the next data_id was never given out, whatever damage made of the counter: what is there would be
+    overwritten. Raises: DamagedStore where it is too far off to go on from."""
+    for key, _ in t.scan(DA, reverse=True):
+        last = from_u64(key)
+        if last >= state.next_data_id + NUMBERS_AHEAD_MAX:
+            what = f"the next data_id is {state.next_data_id}, and {last} was given out; verify with --repair"
+            raise DamagedStore("table meta1", what)
+        state.next_data_id = max(state.next_data_id, last + 1)
+        return
+
+
 def touch(t: WriteTransaction, state: State, digest: bytes, row: IxRow, now_s: int, kinds: int = 0) -> None:
     """Write, renewal, protection or a changed edge: each of them tells gc to look again."""
     t.put(IX, digest, row._replace(touched=state.commit, touched_s=now_s, kinds=row.kinds | kinds).pack())
@@ -98,6 +130,7 @@ def touch(t: WriteTransaction, state: State, digest: bytes, row: IxRow, now_s: i
 def put(t: WriteTransaction, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult:
     """All or nothing. Raises: MissingArtifact, LeaseLost, EncodeAgain, UploadLost."""
     state = begin(t)
+    skip_given(t, state)
     if lease is not None:
         require_lease(t, lease)
     first: set[bytes] = set()  # items that come before, which later ones may need
@@ -110,27 +143,29 @@ def put(t: WriteTransaction, items: Sequence[NewArtifact], now_s: int, lease: st
         raise EncodeAgain(tuple(again))
     outcomes: list[Outcome | None] = []  # None for a hit that writes nothing
     kept: list[tuple[bytes, int]] = []
+    moved: list[bytes] = []
     for plain, run in groupby(zip(_plain(t, items), items, strict=True), itemgetter(0)):
         of_run = [item for _, item in run]
         if plain:
             _insert_plain(t, state, of_run, now_s)
             outcomes += [Outcome.NEW] * len(of_run)
         else:
-            outcomes += [_put_one(t, state, item, now_s, kept, renew=lease is not None) for item in of_run]
+            outcomes += [_put_one(t, state, item, now_s, kept, moved, renew=lease is not None) for item in of_run]
         if lease is not None:
             t.put_many(LEASED, [(lease.encode() + item.digest, b"") for item in of_run])
     told = tuple(outcome or Outcome.HIT for outcome in outcomes)
     if not any(outcomes):
         return PutResult(told, 0, tuple(kept))
     finish(t, state, now_s)
-    return PutResult(told, state.commit, tuple(kept))
+    return PutResult(told, state.commit, tuple(kept), bool(moved))
 
 
 def _put_one(
-    t: WriteTransaction, state: State, item: NewArtifact, now_s: int, kept: list[tuple[bytes, int]], *, renew: bool
-) -> Outcome | None:
+    t: WriteTransaction, state: State, item: NewArtifact, now_s: int, kept: list[tuple[bytes, int]],
+    moved: list[bytes], *, renew: bool,
+) -> Outcome | None:  # fmt: skip
     """One item; None for a hit that writes nothing, which it never is with `renew`. Earlier copies whose bytes are kept
-    are added to `kept`."""
+    are added to `kept`, what a heal gave a new number to `moved`."""
     row = find(t, item.digest)
     older = _insert(t, state, item, now_s) if row is None else copies.before(t, row.data_id)
     if older:
@@ -138,7 +173,7 @@ def _put_one(
     if row is None:
         return Outcome.NEW
     if item.heal:
-        _heal(t, state, item, row, now_s)
+        moved.extend([item.digest] if _heal(t, state, item, row, now_s) else ())
         return Outcome.HEALED
     unlinked = bool(item.links) and t.get(LN, item.digest) is None
     if item.upload is not None:
@@ -238,7 +273,8 @@ def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) ->
     base = 0
     if item.base is not None:
         row = find(t, item.base)
-        assert row is not None
+        if row is None or not holds(t, row.data_id, item.base):  # its bytes were at hand, and are not where it says
+            raise EncodeAgain((item.digest,))
         base = row.data_id
         if base >= data_id:
             raise UploadLost
@@ -305,13 +341,39 @@ def clear_pieces(t: WriteTransaction, data_id: int) -> int:
     return size
 
 
-def _heal(t: WriteTransaction, state: State, item: NewArtifact, row: IxRow, now_s: int) -> None:
-    """Rewrite a damaged copy where it lies: same data_id, whole, so that no order changes (H12)."""
+def _heal(t: WriteTransaction, state: State, item: NewArtifact, row: IxRow, now_s: int) -> bool:
+    """Rewrite a damaged copy where it lies: same data_id, whole, so that no order changes (H12). Where that number is
+    not its own, by a damaged row of the index, it gets a new one: True, and what links to it is out of order."""
+    if not _is_own(t, state, item, row.data_id):
+        _insert(t, state, item, now_s)
+        fresh = find(t, item.digest)
+        assert fresh is not None
+        touch(t, state, item.digest, fresh, now_s, row.kinds)
+        state.artifacts -= 1
+        state.raw_bytes -= row.raw_len
+        loosen(t, state)
+        return True
     state.stored_bytes += _rewrite(t, row.data_id, item)
     _link(t, item, row.data_id)
     state.raw_bytes += item.raw_len - row.raw_len
     touch(t, state, item.digest, row._replace(raw_len=item.raw_len), now_s, _add_kind(t, item))
     loosen(t, state)  # the bytes of its old base
+    return False
+
+
+def _is_own(t: ReadTransaction, state: State, item: NewArtifact, data_id: int) -> bool:
+    """Whether nothing else can be under the number of a damaged copy, and what it links to is older."""
+    key = u64(data_id)
+    if holds(t, data_id, item.digest):
+        return True
+    if not 0 < data_id < state.next_data_id or any(t.get(table, key) is not None for table in (KP, STAGE, PURGE)):
+        return False
+    found = t.get(DA, key)
+    owner = None if found is None else t.get(IX, found[:32])
+    if owner is not None and owner[:8] == key:
+        return False
+    children = [t.get(IX, link) for link in item.links]
+    return all(child is not None and child[:8] < key for child in children)
 
 
 def heal_kept(t: WriteTransaction, data_id: int, item: NewArtifact) -> bool:
@@ -328,11 +390,10 @@ def heal_kept(t: WriteTransaction, data_id: int, item: NewArtifact) -> bool:
 
 def _rewrite(t: WriteTransaction, data_id: int, item: NewArtifact) -> int:
     """The good bytes, whole, under the data_id of the damaged ones; by how many stored bytes they are more."""
-    old, earlier = t.get(DA, u64(data_id)), 0
+    old, earlier = record_at(t, data_id), 0
     old_len = clear_pieces(t, data_id)
-    if old is not None and DaRow.unpack(old).digest == item.digest:
-        record = DaRow.unpack(old)
-        old_len, earlier = record.stored_len, record.earlier  # what was counted, though pieces may be lost
+    if old is not None and old.digest == item.digest:
+        old_len, earlier = old.stored_len, old.earlier  # what was counted, though pieces may be lost
     if item.upload is not None:  # a large one: move the good pieces under the old number
         for piece in range(piece_count(item.stored_len)):
             data = t.get(D, piece_key(item.upload, piece))
@@ -447,6 +508,7 @@ def leased_keys(t: ReadTransaction, lease: str) -> list[bytes]:
 
 def upload_open(t: WriteTransaction, now_s: int, owner: str) -> int:
     state = begin(t)
+    skip_given(t, state)
     data_id = state.next_data_id
     state.next_data_id += 1
     t.put(STAGE, u64(data_id), u64(now_s) + owner.encode())

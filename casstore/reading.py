@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 B = TypeVar("B", bytes, memoryview)
 
-RAW_LEN_MAX: Final = 1 << 44
+WHOLE_RAW_MAX: Final = codec.DELTA_RAW_MAX  # what is longer is kept in frames
 LOOK_BYTES: Final = 4 << 20
 MANY_ITEMS: Final = 500
 FRAMES_AHEAD: Final = 3
@@ -121,7 +121,7 @@ class Reader:
     def is_sound_copy(self, data_id: int, digest: bytes) -> bool:
         """The same of bytes that are kept though they are not what is visible under this digest."""
         try:
-            self.data(data_id, digest)
+            self.data(data_id, digest, digest)
         except (Corrupt, DamagedStore):
             return False
         return True
@@ -129,19 +129,20 @@ class Reader:
     def has_all_pieces(self, digest: bytes) -> bool:
         """The cheap look at a large copy: its record and all its pieces are there, and those of its bases."""
         try:
-            chain = self._backend.load(digest, _never)
+            chain = self._backend.load(digest, _never, exact=True)
             if chain is None:
                 return False
             head = chain[0]
             for start in range(0, head.stored_len, LOOK_BYTES):
                 if self._backend.load_range(head.data_id, start, min(start + LOOK_BYTES, head.stored_len)) is None:
                     return False
-        except (Corrupt, NotFound):
+        except (Corrupt, DamagedStore, NotFound):
             return False
         return True
 
-    def data(self, data_id: int, asked: bytes) -> bytes:
-        """The bytes under a data_id, which may have lost their index row, checked against their own digest."""
+    def data(self, data_id: int, asked: bytes, digest: bytes | None = None) -> bytes:
+        """The bytes under a data_id, which may have lost their index row, checked against their own digest, or the one
+        that they have to have."""
         chain = self._backend.load_data(data_id)
         if not chain:
             raise Corrupt(ArtifactId(asked), f"the record of its bytes (data_id {data_id}) is missing")
@@ -149,9 +150,10 @@ class Reader:
             data = self._decode(chain, asked, {})
         except _MovedOnError as error:
             raise Corrupt(ArtifactId(asked), "its bytes are gone") from error
-        if blake3(data).digest() != chain[0].digest:
-            raise Corrupt(ArtifactId(asked), f"its base (data_id {data_id}) has another hash")
-        self._recent.add(chain[0].digest, data)
+        digest = digest or chain[0].digest
+        if blake3(data).digest() != digest:
+            raise Corrupt(ArtifactId(asked), f"the bytes under data_id {data_id} have another hash")
+        self._recent.add(digest, data)
         return data
 
     def _known(self, asked: bytes, bases: dict[bytes, bytes], digest: bytes) -> bool:
@@ -177,10 +179,10 @@ class Reader:
             if stored.digest in bases:
                 data = bases[stored.digest]
                 continue
-            if stored.raw_len > RAW_LEN_MAX:
-                raise Corrupt(ArtifactId(asked), f"a length of {stored.raw_len} bytes")
             if stored.codec == codec.Codec.FRAMES:
                 data = b"".join(map(bytes, FramedReader(self._backend, stored, asked).run(0)))
+            elif stored.raw_len > WHOLE_RAW_MAX:
+                raise Corrupt(ArtifactId(asked), f"data_id {stored.data_id}: a length of {stored.raw_len} bytes")
             else:
                 try:
                     data = codec.decode(stored.codec, stored.stored, stored.raw_len, data)
@@ -193,20 +195,22 @@ class Reader:
 
     def get_range(self, digest: bytes, start: int, length: int) -> bytes:
         """Bytes [start, start + length), cut at the end of the artifact; both from 0."""
-        head = self.head(digest)
-        if head.codec != codec.Codec.FRAMES:
-            return self.get(digest)[start : start + length]
-        stop = min(start + length, head.raw_len)
-        if start >= stop:
-            return b""
-        try:
-            framed = FramedReader(self._backend, head, digest)
-            parts = framed.frames(start, stop)
+        for _ in range(3):
+            head = self.head(digest)
+            if head.codec != codec.Codec.FRAMES:
+                return self.get(digest)[start : start + length]
+            stop = min(start + length, head.raw_len)
+            if start >= stop:
+                return b""
+            try:
+                framed = FramedReader(self._backend, head, digest)
+                parts = framed.frames(start, stop)
+            except _MovedOnError:
+                continue  # collected, and perhaps put again: look where it is now
             parts[-1] = parts[-1][: (stop - 1) % frames.FRAME_SIZE + 1]
             parts[0] = parts[0][start % frames.FRAME_SIZE :]
             return b"".join(parts)
-        except _MovedOnError as error:
-            raise self.missing(digest) from error
+        raise self.missing(digest)
 
     def frame(
         self, digest: bytes, framed: FramedReader | None, start: int, stop: int
@@ -215,7 +219,7 @@ class Reader:
 
         Raises: NotFound, Collected, Corrupt.
         """
-        for _ in range(2):
+        for _ in range(3):
             try:
                 if framed is None:
                     head = self.head(digest)
@@ -228,13 +232,16 @@ class Reader:
         raise self.missing(digest)
 
     def head(self, digest: bytes) -> Stored:
-        """How an artifact is kept, without its bytes. One that is staged has the data_id 0."""
-        chain = self._backend.load(digest, _always)
+        """How an artifact is kept, without its bytes. One that is staged has the data_id 0.
+
+        Raises: NotFound, Collected; Corrupt where its rows contradict each other.
+        """
+        chain = self._backend.load(digest, _always, exact=True)
         if chain is None:
             row = self._stage.find(digest)
             if row is not None:
                 return Stored(digest, 0, row.raw_len, len(row.stored), row.codec, 0, row.chain, b"", b"")
-            chain = self._backend.load(digest, _always)
+            chain = self._backend.load(digest, _always, exact=True)
         if chain is None:
             raise self.missing(digest)
         return chain[0]
@@ -282,6 +289,8 @@ class FramedReader:
 
     def __init__(self, backend: BlobBackend, head: Stored, asked: bytes) -> None:
         self._backend, self._head, self._asked = backend, head, asked
+        if not head.raw_len:
+            raise Corrupt(ArtifactId(asked), "frames of no bytes")
         try:
             size = frames.table_size(head.raw_len)
             packed = self._bytes(head.stored_len - size, head.stored_len)

@@ -6,7 +6,8 @@ which gc must never meet, so in the same transaction it gets a new data_id as we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast, final
 
 from casstore.backend import BlobBackend, NewArtifact, PutResult
@@ -14,9 +15,9 @@ from casstore.errors import Corrupt, DamagedStore, NotFound, StoreError, StoreFu
 from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
 from casstore.items import PutItem
-from casstore.puts import begin, find, finish, loosen, touch
+from casstore.puts import begin, find, finish, holds, loosen, record_at, skip_given, touch
 from casstore.reports import Finding, RepairReport
-from casstore.rows import DA, KP, LN, PURGE, D, DaRow, IxRow, State, piece_count, piece_key, u64
+from casstore.rows import DA, KP, LN, PURGE, STAGE, D, IxRow, State, piece_count, u64
 from casstore.steps import reach
 from casstore.sweeps import links
 from casstore.tables import ReadTransaction, WriteTransaction
@@ -133,27 +134,28 @@ def reorder(t: WriteTransaction, now_s: int) -> int:
     """Give new data_ids to what links to something younger, and then to what links to that; how many. Bytes under
     the old numbers stay for the deltas made of them; the next gc takes them where there are none."""
     state, moved = begin(t), 0
-    found = _disordered(t)
+    skip_given(t, state)
+    found = _disordered(t, state.next_data_id)
     while found:
         for digest in found:
             row = find(t, digest)
             assert row is not None
             _renumber(t, state, digest, row, now_s)
             moved += 1
-        found = _disordered(t)
+        found = _disordered(t, state.next_data_id)
     if moved:
         loosen(t, state)
         finish(t, state, now_s)
     return moved
 
 
-def _disordered(t: ReadTransaction) -> list[bytes]:
+def _disordered(t: ReadTransaction, following: int) -> list[bytes]:
     """What links to something younger, ascending by data_id: so chains of them are right after one round."""
     owners: list[tuple[int, bytes]] = []
     young: set[bytes] = set()
     for digest, _ in t.scan(LN):
         row = _readable(t, digest)
-        if row is not None:
+        if row is not None and _is_movable(t, row.data_id, digest, following):
             owners.append((row.data_id, digest))
     owners.sort()
     for data_id, digest in owners:
@@ -172,19 +174,27 @@ def _readable(t: ReadTransaction, digest: bytes) -> IxRow | None:
         return None
 
 
+def _is_movable(t: ReadTransaction, data_id: int, digest: bytes, following: int) -> bool:
+    """Not where a damaged row of the index leads to another's bytes, or to a number that is still to be given out."""
+    lost = data_id < following and all(t.get(table, u64(data_id)) is None for table in (DA, STAGE))
+    return lost or holds(t, data_id, digest)
+
+
 def _renumber(t: WriteTransaction, state: State, digest: bytes, row: IxRow, now_s: int) -> None:
     new = state.next_data_id
     state.next_data_id += 1
-    record = t.get(DA, u64(row.data_id))
+    record = record_at(t, row.data_id)
     if record is None:
         t.put(PURGE, u64(row.data_id), b"")  # damaged: what pieces there are belong to nothing any more
     else:
-        size = DaRow.unpack(record).stored_len
-        for piece in range(piece_count(size)):
-            data = t.get(D, piece_key(row.data_id, piece))
-            if data is not None:
-                t.append(D, piece_key(new, piece), data)
-        t.append(DA, u64(new), DaRow.unpack(record)._replace(earlier=row.data_id).pack())
+        pieces = [(u64(new) + key[8:], data) for key, data in _pieces(t, row.data_id)]
+        t.append_many(D, pieces[: piece_count(record.stored_len)])
+        t.append(DA, u64(new), record._replace(earlier=row.data_id).pack())
         t.put(KP, u64(row.data_id), digest)
-        state.kept_bytes += size
+        state.kept_bytes += record.stored_len
     touch(t, state, digest, row._replace(data_id=new), now_s)
+
+
+def _pieces(t: ReadTransaction, data_id: int) -> Iterator[tuple[bytes, bytes]]:
+    """What is there: a damaged record may speak of any number of them."""
+    return takewhile(lambda row: row[0].startswith(u64(data_id)), t.scan(D, u64(data_id)))

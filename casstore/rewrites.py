@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from casstore.backend import NewEncoding, Record
-from casstore.puts import begin, clear_pieces, find, finish, loosen, split, touch, write_pieces
+from casstore.puts import begin, clear_pieces, find, finish, holds, loosen, split, touch, write_pieces
 from casstore.rows import DA, KP, DaRow, da_head, from_u64, u64
 from casstore.sweeps import drop_bytes, end_copy, gone
 from casstore.tables import ReadTransaction, WriteTransaction
@@ -58,7 +58,7 @@ def _has_base(t: ReadTransaction, item: NewEncoding) -> bool:
         return True
     digest, data_id = item.base
     row = find(t, digest)
-    return row is not None and row.data_id == data_id < item.record.data_id
+    return row is not None and row.data_id == data_id < item.record.data_id and holds(t, data_id, digest)
 
 
 def release(t: WriteTransaction, data_ids: Sequence[int], seen: int) -> list[int]:

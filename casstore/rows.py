@@ -42,6 +42,7 @@ LOOSENED_KEY: Final = b"loosened"  # the newest commit by which something may ha
 LAST_GC_KEY: Final = b"last_gc"  # loosened ‖ swept ‖ what a complete gc remembers while those two stay
 
 PIECE_SIZE: Final = 4096 - 16  # exactly one overflow page: anything more would need two that are neighbours
+STORED_LEN_MAX: Final = PIECE_SIZE << 32  # pieces have numbers of 32 bits
 
 KINDS: Final = ("manifest", "context_snapshot", "fact_payload", "output", "value", "other")
 OTHER_KINDS: Final = 1 << 31
@@ -142,6 +143,8 @@ class DaRow(NamedTuple):
         if len(data) < _DA.size:
             raise DamagedStore("table da1", f"a row of {len(data)} bytes instead of {_DA.size} or more")
         digest, raw_len, stored_len, codec, base, chain, earlier = _DA.unpack_from(data)
+        if stored_len > STORED_LEN_MAX:
+            raise DamagedStore("table da1", f"a length of {stored_len} bytes")
         return cls(digest, raw_len, stored_len, codec, base, chain, earlier, data[_DA.size :])
 
 
@@ -184,6 +187,11 @@ def da_digest(data: bytes) -> bytes:
     if len(data) < _DA.size:
         raise DamagedStore("table da1", f"a row of {len(data)} bytes instead of {_DA.size} or more")
     return data[:32]
+
+
+def da_is_of(data: bytes, digest: bytes) -> bool:
+    """Whether a DaRow is whole and tells of these bytes."""
+    return len(data) >= _DA.size and data[:32] == digest
 
 
 class GoneRow(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Final
 
 from casstore import copies
 from casstore.backend import Ages, Candidate, Decision, Edges, EpochLost, GcOpened, Judge, SweepResult, Until, Verdict
+from casstore.errors import DamagedStore
 from casstore.puts import begin, drop_lease, finish, load_state
 from casstore.rows import (
     DA,
@@ -36,6 +37,7 @@ from casstore.rows import (
     da_base,
     da_earlier,
     da_head,
+    da_is_of,
     from_u64,
     gone_row,
     ix_numbers,
@@ -114,12 +116,18 @@ def require_epoch(state: State, epoch: int) -> None:
 
 
 def edges(t: ReadTransaction, digests: Sequence[bytes]) -> list[Edges | None]:
-    """Of each artifact, None where it is not visible. In three reads, and one more for each step down the bases."""
+    """Of each artifact, None where it is not visible. In three reads, and one more for each step down the bases.
+
+    Raises: DamagedStore where an index row leads to another's bytes: what its own are made of cannot be told.
+    """
     rows = t.get_many(IX, digests)
     there = [digest for digest, row in zip(digests, rows, strict=True) if row is not None]
     data_ids = ix_numbers([row for row in rows if row is not None])[0]
     records = t.get_many(DA, [row[:8] for row in rows if row is not None])
     packed = t.get_many(LN, there)
+    for digest, data_id, record in zip(there, data_ids, records, strict=True):
+        if record is not None and not da_is_of(record, digest):
+            raise DamagedStore("table ix1", f"{digest.hex()} leads to bytes of another (data_id {data_id})")
     found = zip(data_ids, packed, records, strict=True)
     present = (Edges(data_id, links or b"", _bases(t, data_id, record)) for data_id, links, record in found)
     return [None if row is None else next(present) for row in rows]

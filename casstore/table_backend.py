@@ -30,7 +30,7 @@ from casstore.backend import (
     Until,
     Walk,
 )
-from casstore.codec import Codec
+from casstore.codec import Codec, needs_base
 from casstore.errors import Corrupt, DamagedStore
 from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
@@ -97,10 +97,15 @@ class TableBackend:
             found = t.get_many(IX, digests) if len(digests) > 1 else [t.get(IX, digest) for digest in digests]
             return [None if row is None else _row(t, digest, row) for digest, row in zip(digests, found, strict=True)]
 
-    def load(self, digest: bytes, known: Callable[[bytes], bool]) -> list[Stored] | None:
+    def load(self, digest: bytes, known: Callable[[bytes], bool], *, exact: bool = False) -> list[Stored] | None:
         with self._tables.read() as t:
             row = puts.find(t, digest)
-            return _chain(t, row.data_id, digest, known) if row is not None else None
+            if row is None:
+                return None
+            chain = _chain(t, row.data_id, digest, known)
+        if exact:
+            _require_agreement(row, digest, chain[0])
+        return chain
 
     def load_small(self, digests: Sequence[bytes], raw_max: int) -> list[Small | None]:
         with self._tables.read() as t:
@@ -235,7 +240,7 @@ class TableBackend:
     def put_in_order(self, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult:
         with self._tables.write() as t:
             result = puts.put(t, items, now_s, lease)
-            if Outcome.NEW in result.outcomes:
+            if Outcome.NEW in result.outcomes or result.disordered:
                 repairs.reorder(t, now_s)
             return result
 
@@ -264,6 +269,8 @@ class TableBackend:
     def put(self, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult:
         with self._tables.write() as t:
             result = puts.put(t, items, now_s, lease)
+            if result.disordered:
+                repairs.reorder(t, now_s)
         self._put = max(self._put, result.commit)
         return result
 
@@ -491,21 +498,34 @@ def _small(t: ReadTransaction, digests: Sequence[bytes], raw_max: int) -> list[S
     return found
 
 
+def _require_agreement(row: IxRow, digest: bytes, head: Stored) -> None:
+    if head.digest != digest:
+        raise Corrupt(ArtifactId(digest), f"data_id {row.data_id} holds the bytes of {head.digest.hex()}")
+    if head.raw_len != row.raw_len:
+        detail = f"the index says {row.raw_len} bytes, the record {head.raw_len}"
+        raise Corrupt(ArtifactId(digest), detail)
+    if bool(head.base) != needs_base(head.codec):
+        raise Corrupt(ArtifactId(digest), f"encoding {head.codec} with the base {head.base}")
+
+
 def _stored(row: DaRow, data_id: int, stored: bytes) -> Stored:
     return Stored(row.digest, data_id, row.raw_len, row.stored_len, row.codec, row.base, row.chain, row.extra, stored)
 
 
 def _chain(t: ReadTransaction, data_id: int, asked: bytes, known: Callable[[bytes], bool]) -> list[Stored]:
     found: list[Stored] = []
-    for at, row in sweeps.walk(t, data_id):
-        if known(row.digest):
-            found.append(_stored(row, at, b""))
-            return found
-        if row.codec == Codec.FRAMES:  # read by range, never whole
-            found.append(_stored(row, at, b""))
-            continue
-        pieces = [_piece(t, row, at, number, asked) for number in range(piece_count(row.stored_len))]
-        found.append(_stored(row, at, b"".join(pieces)))
+    try:
+        for at, row in sweeps.walk(t, data_id):
+            if known(row.digest):
+                found.append(_stored(row, at, b""))
+                return found
+            if row.codec == Codec.FRAMES:  # read by range, never whole
+                found.append(_stored(row, at, b""))
+                continue
+            pieces = [_piece(t, row, at, number, asked) for number in range(piece_count(row.stored_len))]
+            found.append(_stored(row, at, b"".join(pieces)))
+    except DamagedStore as error:
+        raise Corrupt(ArtifactId(asked), str(error)) from error
     if not found or found[-1].base:
         missing = found[-1].base if found else data_id
         raise Corrupt(ArtifactId(asked), f"the record of its bytes (data_id {missing}) is missing")

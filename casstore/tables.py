@@ -7,9 +7,10 @@ snapshot; the write transaction is the only one of all processes and is atomic.
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from typing import Protocol, final
 
 
@@ -152,10 +153,12 @@ class _MemoryTransaction:
 
     def scan(self, table: bytes, start: bytes = b"", *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         keys, rows = self._keys[table], self._rows[table]
-        if reverse:
-            found = [key for key in reversed(keys) if not start or key <= start]
+        first = bisect_left(keys, start)
+        if reverse:  # lazily: the last alone is asked for often
+            first = len(keys) if not start else bisect_right(keys, start)
+            found: Iterable[bytes] = islice(reversed(keys), len(keys) - first, None)
         else:
-            found = keys[bisect_left(keys, start) :]
+            found = keys[first:]
         for key in found:
             if key in rows:
                 yield key, rows[key]

@@ -39,8 +39,6 @@ BATCH_ITEMS: Final = 2000
 LOOK_EVERY_PUTS: Final = 1000
 THREADS_FROM_BYTES: Final = 16 << 10  # of an item on average: below, handing it over costs more than it saves
 UPLOAD_TRIES: Final = 3
-HIT_VERIFY_BYTES: Final = 1 << 20
-DELTA_RAW_MAX: Final = 16 << 20
 DISK_RESERVE_BYTES: Final = 2 << 20  # what puts leave free, so that gc can always commit
 ROWS_BYTES: Final = 512  # about what the rows of an artifact take besides its pieces
 _LINKS_CAME_LATER: Final = "these bytes were stored before as a stream, and link to artifacts that came later"
@@ -151,7 +149,7 @@ class Writer:
         head = blake3(first).digest()  # stands for the whole, which is not read yet
         hint = self._hints.find(head, kind, first)
         if hint is not None:
-            first += read_up_to(source, DELTA_RAW_MAX + 1 - len(first))
+            first += read_up_to(source, codec.DELTA_RAW_MAX + 1 - len(first))
             done = self._put_alike(PutItem(data=first, kind=kind), hint, lease, durable)
             if done is not None:
                 self._hints.keep(head, done.digest)
@@ -211,7 +209,7 @@ class Writer:
         walk: Walk | None = None,
     ) -> NewArtifact:
         links = links_of(item.data) if known is None else known
-        if row is not None and (row.raw_len > HIT_VERIFY_BYTES or self._reader.is_sound(digest)):
+        if row is not None and self._reader.is_sound(digest):
             return NewArtifact(digest, item.kind, len(item.data), links, 0, None, 0)
         if row is not None:
             return _whole(item, digest, links)._replace(heal=True)
@@ -260,7 +258,7 @@ class Writer:
     ) -> NewArtifact | None:
         """Against the base that the item names (`walk`: its base walk, if known), else one that was found (`hint`), or
         is looked for."""
-        if len(item.data) > DELTA_RAW_MAX:
+        if len(item.data) > codec.DELTA_RAW_MAX:
             return None
         if hint is None:
             hint = self._hints.find(digest, item.kind, item.data) if item.base is None else item.base.digest
@@ -381,7 +379,7 @@ class Writer:
             with suppress(StoreFull, NotFound, Corrupt, DamagedStore):
                 if self._reader.is_sound_copy(data_id, digest):
                     continue
-                if self._reader.head(digest).raw_len > DELTA_RAW_MAX:
+                if self._reader.head(digest).raw_len > codec.DELTA_RAW_MAX:
                     continue
                 whole = _whole(PutItem(data=self._reader.get(digest)), digest, ())
                 self.check_room(whole.stored_len)

@@ -186,7 +186,7 @@ def test_files_find_bases(tmp_path: Path) -> None:
         assert sum(progress) == len(changed) and store.get(second) == changed
         assert store.get_range(second, 1_499_990, 40) == changed[1_499_990:][:40]
         assert store.put_file(io.BytesIO(changed)) == second == store.put(changed)
-        large = store.put_file(io.BytesIO(data + bytes(writing.DELTA_RAW_MAX)))
+        large = store.put_file(io.BytesIO(data + bytes(codec.DELTA_RAW_MAX)))
         assert store.info(large).encoding == "frames" and store.get(large)[:1000] == data[:1000]
         assert store.stats().uploads == 0 and store.verify().findings == ()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from helpers import exit_code, fork_child, python
-from test_verify import DAMAGES, command
+from test_verify import DAMAGES, change_record, command
 from test_verify import fill as fill_with_everything
 
 import casstore
@@ -117,10 +117,9 @@ def test_a_kill_between_put_and_order(tmp_path: Path, lost: list[str]) -> None:
 
 # What needs the good bytes from elsewhere, or a decision; the rest is put right without.
 NOT_MENDED = {
-    "a piece is missing", "a piece of a large one", "the seal of a large one", "a length in the index",
-    "a record of another", "links are missing", "links of another", "links that nothing made", "half a link",
-    "a link is younger", "a base that is younger", "a base that is missing", "a base of what is no delta",
-    "a base is damaged", "a pin of nothing", "half a pin", "the digest of a record",
+    "a piece is missing", "a piece of a large one", "the seal of a large one", "links are missing", "links of another",
+    "links that nothing made", "half a link", "a link is younger", "a base that is younger", "a base that is missing",
+    "a base of what is no delta", "a base is damaged", "a pin of nothing", "half a pin",
 }
 
 
@@ -303,9 +302,10 @@ def all_kinds_of_damage(store: casstore.Store) -> Made:
         for what in (
             "links of nothing", "a kind of nothing", "kept, and not listed", "a record that nothing reaches",
             "pieces that nothing reaches", "pieces behind the end", "a purge of what lives", "a touch to come",
-            "collected, and visible", "held by no lease", "raw bytes", "kept bytes",
+            "collected, and visible", "held by no lease", "raw bytes", "kept bytes", "a length in the index",
         ):  # fmt: skip
             DAMAGES[what][0](txn, made)
+        change_record("large", digest=bytes(32))(txn, made)
 
     edit(store, damage)
     return made

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+import io
 import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
+from blake3 import blake3
 
+from casstore import ArtifactId, Corrupt
 from casstore.cli.collect import buried_id, policy_options
 from casstore.cli.options import (
     Out,
@@ -21,6 +23,17 @@ from casstore.cli.options import (
     talk,
 )
 from journal.event_json import value_to_json
+
+
+def _copy(reader: io.BufferedIOBase, name: ArtifactId) -> None:
+    """To standard output; the whole proves the id. Raises: Corrupt, after the bytes."""
+    hasher = blake3()
+    while part := reader.read(1 << 20):
+        hasher.update(part)
+        sys.stdout.buffer.write(part)
+    sys.stdout.buffer.flush()
+    if hasher.digest() != name.digest:
+        raise Corrupt(name, "what was written has another hash")
 
 
 def register(cli: click.Group) -> None:
@@ -54,8 +67,7 @@ def register(cli: click.Group) -> None:
                 click.echo(dumped(value_to_json(store.get_value(name))))
                 return
             with store.open_reader(name) as reader:
-                shutil.copyfileobj(reader, sys.stdout.buffer, 1 << 20)
-            sys.stdout.buffer.flush()
+                _copy(reader, name)
 
     @command(cli, "info")
     @click.argument("id")
