@@ -22,14 +22,19 @@ from casstore.rows import (
     LEASED,
     LN,
     PIN,
+    PIN_SIZE,
     PURGE,
     STAGE,
+    TICK,
     D,
     DaRow,
+    GoneRow,
     IxRow,
+    State,
     from_u64,
     piece_count,
     piece_key,
+    text,
     u64,
 )
 from casstore.tables import ReadTransaction
@@ -37,14 +42,22 @@ from casstore.tables import ReadTransaction
 BLOCK: Final = 4096  # data_ids that belong to one share together
 _GONE_BYTES: Final = 24  # a longer row says where its bytes are, and, in quarantine, until when
 _DIGEST_BYTES: Final = 32
-_PIN_BYTES: Final = _DIGEST_BYTES + 8  # and since when
-_EXPIRY_BYTES: Final = 8
+_NUMBER_BYTES: Final = 8
+_PIECE_KEY_BYTES: Final = _NUMBER_BYTES + 4
 _LAST_PIECE: Final = (1 << 32) - 1
 _LAST_ID: Final = (1 << 64) - 1
 
 
 class Problem(NamedTuple):
     """What is wrong, with which artifact if it is one."""
+
+    code: str
+    digest: bytes | None
+    detail: str
+
+
+class Mended(NamedTuple):
+    """What was put right: the code of the problem, the artifact if it is one, and what was done."""
 
     code: str
     digest: bytes | None
@@ -117,12 +130,19 @@ def _by_digest(
                 break
             if count >= limit:
                 return AuditPage(tuple(items), key)
-            item = look(t, key, value)
+            fits = len(key) > _DIGEST_BYTES if table == KN else len(key) == _DIGEST_BYTES
+            item = look(t, key, value) if fits else _of_nothing(table, key)
             if item is not None:
                 items.append(item)
         return AuditPage(tuple(items), None)
 
     return page
+
+
+def _of_nothing(table: bytes, key: bytes) -> AuditItem:
+    """A key that no row of the table can have."""
+    what = f"table {table.decode()}: a key of {len(key)} bytes, {key.hex()}"
+    return AuditItem(key, (Problem("bad_key", None, what),))
 
 
 def _artifact(t: ReadTransaction, digest: bytes, value: bytes) -> AuditItem:
@@ -132,7 +152,8 @@ def _artifact(t: ReadTransaction, digest: bytes, value: bytes) -> AuditItem:
     except DamagedStore as error:
         return AuditItem(digest, (Problem("bad_row", digest, str(error)),), digest)
     problems = []
-    if row.touched > load_state(t).commit:
+    state = _state(t)
+    if state is not None and row.touched > state.commit:
         detail = f"touched by commit {row.touched}, which is still to come"
         problems.append(Problem("wrong_touch", digest, detail))
     codec, record = 0, record_at(t, row.data_id)
@@ -174,12 +195,18 @@ def _links(t: ReadTransaction, digest: bytes, _: bytes) -> AuditItem | None:
 
 
 def _kinds(t: ReadTransaction, key: bytes, _: bytes) -> AuditItem | None:
+    if text(key[32:]).encode() != key[32:]:
+        return AuditItem(key, (Problem("bad_name", key[:32], f"its kind {text(key[32:])!r} is no text"),))
     if t.get(IX, key[:32]) is not None:
         return None
     return AuditItem(key, (Problem("orphan_kind", key[:32], "a kind of what is not in the store"),))
 
 
 def _gone(t: ReadTransaction, digest: bytes, value: bytes) -> AuditItem | None:
+    try:
+        GoneRow.unpack(value)
+    except DamagedStore as error:
+        return AuditItem(digest, (Problem("bad_row", digest, str(error)),))
     if t.get(IX, digest) is not None:
         return AuditItem(digest, (Problem("wrong_gone", digest, "listed as collected, and visible"),))
     if _is_quarantined(value) and t.get(KP, value[_GONE_BYTES : _GONE_BYTES + 8]) != digest:
@@ -219,7 +246,7 @@ def _by_number(
         for count, (data_id, key, value) in enumerate(_numbered(t, table, start, share)):
             if count >= limit:
                 return AuditPage(tuple(items), key)
-            item = look(t, data_id, value)
+            item = look(t, data_id, value) if len(key) == _NUMBER_BYTES else _of_nothing(table, key)
             if item is not None:
                 items.append(item)
         return AuditPage(tuple(items), None)
@@ -236,7 +263,8 @@ def _stored(t: ReadTransaction, data_id: int, value: bytes) -> AuditItem | None:
     problems = []
     if not is_visible(t, row.digest, data_id) and t.get(KP, u64(data_id)) is None:
         problems.append(Problem("orphan_record", row.digest, f"nothing reaches the bytes under data_id {data_id}"))
-    if data_id >= load_state(t).next_data_id:
+    state = _state(t)
+    if state is not None and data_id >= state.next_data_id:
         problems.append(Problem("wrong_number", row.digest, f"data_id {data_id} was not given out yet"))
     if t.get(PURGE, u64(data_id)) is not None:
         problems.append(Problem("wrong_purge", row.digest, f"data_id {data_id} is about to lose its pieces"))
@@ -251,6 +279,14 @@ def _stored(t: ReadTransaction, data_id: int, value: bytes) -> AuditItem | None:
     return AuditItem(u64(data_id), tuple(problems)) if problems else None
 
 
+def _state(t: ReadTransaction) -> State | None:
+    """The counters, None where they cannot be read, which `_sums` says."""
+    try:
+        return load_state(t)
+    except DamagedStore:
+        return None
+
+
 def is_visible(t: ReadTransaction, digest: bytes, data_id: int) -> bool:
     try:
         row = find(t, digest)
@@ -261,6 +297,9 @@ def is_visible(t: ReadTransaction, digest: bytes, data_id: int) -> bool:
 
 def _kept(t: ReadTransaction, data_id: int, digest: bytes) -> AuditItem:
     """Bytes of a collected artifact, which deltas may need: to be read."""
+    if len(digest) != _DIGEST_BYTES:
+        detail = f"data_id {data_id} is kept for a digest of {len(digest)} bytes"
+        return AuditItem(u64(data_id), (Problem("wrong_kept", None, detail),))
     record = record_at(t, data_id)
     if record is None or record.digest != digest:
         detail = f"data_id {data_id} is kept for it, and holds nothing of it"
@@ -282,6 +321,10 @@ def _pieces(t: ReadTransaction, start: bytes, share: Share, limit: int) -> Audit
         data_id = found[0]
         key = u64(data_id)
         record = record_at(t, data_id)
+        if len(found[1]) != _PIECE_KEY_BYTES:
+            items.append(_of_nothing(D, found[1]))
+            at = found[1] + b"\0"
+            continue
         if record is not None:
             last = next(t.scan(D, piece_key(data_id, _LAST_PIECE), reverse=True))[0]
             if int.from_bytes(last[8:], "big") >= piece_count(record.stored_len):
@@ -300,22 +343,31 @@ def _roots(t: ReadTransaction, start: bytes, share: Share, _: int) -> AuditPage:
     """Pins and leases hold what is there."""
     problems, held = [], list[tuple[str, bytes]]()
     for name, value in t.scan(PIN):
-        what = f"pin {name.decode(errors='replace')!r}"
-        if len(value) == _PIN_BYTES:
+        what = f"pin {text(name)!r}"
+        if text(name).encode() != name:
+            problems.append(Problem("bad_name", None, f"{what}: its name is no text"))
+        if len(value) == PIN_SIZE:
             held.append((what, value[:32]))
         else:
-            problems.append(Problem("bad_row", None, f"{what}: a row of {len(value)} bytes instead of {_PIN_BYTES}"))
+            problems.append(Problem("bad_row", None, f"{what}: a row of {len(value)} bytes instead of {PIN_SIZE}"))
     for name, value in t.scan(LEASE):
-        if len(value) != _EXPIRY_BYTES:
-            what = f"lease {name.decode(errors='replace')}"
+        what = f"lease {text(name)}"
+        if text(name).encode() != name:
+            problems.append(Problem("bad_name", None, f"{what}: its name is no text"))
+        if len(value) != _NUMBER_BYTES:
             problems.append(Problem("bad_row", None, f"{what}: an expiry of {len(value)} bytes"))
     for key, _value in t.scan(LEASED):
         if len(key) <= _DIGEST_BYTES:
             problems.append(Problem("bad_row", None, f"what a lease holds: a row of {len(key)} bytes"))
             continue
-        held.append((f"lease {key[:-32].decode(errors='replace')}", key[-32:]))
+        held.append((f"lease {text(key[:-32])}", key[-32:]))
         if t.get(LEASE, key[:-32]) is None:
             problems.append(Problem("orphan_lease", key[-32:], "held by a lease that is not there"))
+    for table in (STAGE, PURGE):
+        for key, value in t.scan(table):
+            if len(key) != _NUMBER_BYTES or (table == STAGE and len(value) < _NUMBER_BYTES):
+                what = f"table {table.decode()}: a row of {len(key)} and {len(value)} bytes"
+                problems.append(Problem("bad_row", None, what))
     for what, digest in held:
         if t.get(IX, digest) is None:
             problems.append(Problem("missing_root", digest, f"held by {what}, not in the store"))
@@ -323,9 +375,18 @@ def _roots(t: ReadTransaction, start: bytes, share: Share, _: int) -> AuditPage:
     return AuditPage(items, None)
 
 
+def _tick(_: ReadTransaction, commit: int, value: bytes) -> AuditItem | None:
+    if len(value) == _NUMBER_BYTES:
+        return None
+    return AuditItem(u64(commit), (Problem("bad_row", None, f"table tick1: a row of {len(value)} bytes"),))
+
+
 def _sums(t: ReadTransaction, start: bytes, share: Share, _: int) -> AuditPage:
     """The counters against the rows, all of one snapshot."""
-    wrong = miscounted(t) if share.k == share.n else {}
+    try:
+        wrong = miscounted(t) if share.k == share.n else {}
+    except DamagedStore as error:
+        return AuditPage((AuditItem(b"", (Problem("bad_row", None, str(error)),)),), None)
     told = (f"{name.replace('_', ' ')}: {counted}, there are {there}" for name, (counted, there) in wrong.items())
     problem = Problem("wrong_counters", None, "counters say " + "; ".join(told))
     return AuditPage((AuditItem(b"", (problem,)),) if wrong else (), None)
@@ -364,6 +425,7 @@ AREAS: Final[dict[str, Callable[[ReadTransaction, bytes, Share, int], AuditPage]
     "links": _by_digest(LN, _links),
     "kinds": _by_digest(KN, _kinds),
     "gone": _by_digest(GONE, _gone),
+    "ticks": _by_number(TICK, _tick),
     "roots": _roots,
     "sums": _sums,
 }

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from casstore.audits import AuditPage, Share
-    from casstore.mending import Mended, Prove
+    from casstore.audits import AuditPage, Mended, Share
+    from casstore.mending import Prove
 
 
 class Row(NamedTuple):

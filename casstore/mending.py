@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, final
 
-from casstore import audits
-from casstore.audits import WHOLE, Problem
+from casstore import audits, holders, tallies
+from casstore.audits import WHOLE, Mended, Problem
 from casstore.errors import DamagedStore
-from casstore.puts import begin, find, finish, holds, load_state, loosen, record_at, touch
+from casstore.puts import NUMBERS_AHEAD_MAX, begin, find, finish, holds, loosen, record_at, touch
 from casstore.repairs import reorder
 from casstore.rows import (
     DA,
@@ -26,20 +26,21 @@ from casstore.rows import (
     IX,
     KN,
     KP,
-    LEASE,
-    LEASED,
     LN,
     OTHER_KINDS,
     PURGE,
+    TICK,
     D,
     DaRow,
     GoneRow,
     IxRow,
     State,
     from_u64,
+    gone_row,
     kind_bit,
     piece_count,
     piece_key,
+    text,
     u64,
 )
 from casstore.steps import reach
@@ -49,29 +50,24 @@ from casstore.tables import ReadTransaction, Tables, WriteTransaction
 PART_ROWS: Final = 256  # changed in one transaction
 PIECES_MAX: Final = 2000  # of one data_id removed in one transaction
 _PAGE: Final = 2000
-LEASE_S: Final = 86400  # what a lease is given whose end cannot be read
 _NUMBER_MAX: Final = 1 << 62  # a greater data_id is damage, and not one to go on from
 
-# Of these findings of `audits`; bad_row where it is one of the index, of a record or of a lease.
+# Of these findings of `audits`; bad_row where it is not one of links or of a pin, wrong_order where it is one of links.
 MENDS: Final = frozenset({
-    "bad_row", "orphan_kind", "orphan_lease", "orphan_links", "orphan_pieces", "orphan_record", "wrong_counters",
-    "wrong_gone", "wrong_kept", "wrong_length", "wrong_number", "wrong_purge", "wrong_record", "wrong_touch",
+    "bad_key", "bad_name", "bad_row", "orphan_kind", "orphan_lease", "orphan_links", "orphan_pieces", "orphan_record",
+    "wrong_counters", "wrong_gone", "wrong_kept", "wrong_length", "wrong_number", "wrong_order", "wrong_purge",
+    "wrong_record", "wrong_touch",
 })  # fmt: skip
 # A row of the index that cannot be read comes after what is lost, which it may link to.
-_AREAS: Final = ("gone", "kept", "records", "artifacts", "pieces", "links", "kinds")
+_AREAS: Final = ("kept", "gone", "records", "artifacts", "pieces", "links", "kinds", "ticks")
+_TABLES: Final = {
+    "gone": GONE, "kept": KP, "records": DA, "artifacts": IX, "pieces": D, "links": LN, "kinds": KN, "ticks": TICK,
+}  # fmt: skip
 
 Links = tuple[bytes, ...]
 # Of (data_id, record) whether the bytes have the id that the record says, and what they link to, None where that is
 # what the row of links says.
 Prove = Callable[[int, DaRow], tuple[bool, Links | None]]
-
-
-class Mended(NamedTuple):
-    """What was put right: the code of the finding, the artifact if it is one, and what was done."""
-
-    code: str
-    digest: bytes | None
-    detail: str
 
 
 @final
@@ -90,7 +86,7 @@ class _Facts(NamedTuple):
 
 def mend(tables: Tables, now_s: int, prove: Prove) -> list[Mended]:
     """All of it; what was done, in order."""
-    done: list[Mended] = []
+    done: list[Mended] = tallies.rebuild(tables)
     for area in _AREAS:
         keys = list(_wrong(tables, area))
         facts = _learn(tables, area, keys, prove) if keys else None
@@ -105,9 +101,8 @@ def mend(tables: Tables, now_s: int, prove: Prove) -> list[Mended]:
             reach("mend.part")
             done += part.done
             keys = left + keys[PART_ROWS:]
-    done += _mend_leases(tables, now_s)
-    done += _count(tables)
-    return done
+    done += holders.mend(tables, now_s)
+    return done + tallies.count(tables)
 
 
 def _wrong(tables: Tables, area: str) -> Iterator[bytes]:
@@ -141,6 +136,7 @@ def _learn(tables: Tables, area: str, keys: Sequence[bytes], prove: Prove) -> _F
         for key, value in rows:
             try:
                 row = DaRow.unpack(value)
+                from_u64(key)
             except DamagedStore:
                 continue
             bases.add(row.base)
@@ -239,7 +235,10 @@ class _Part:
             return True
         for problem in items[0].problems:
             how = _HOW.get((area, problem.code))
-            said = None if how is None else how(self, key, problem)
+            if problem.code == "bad_key" or (area == "ticks" and problem.code == "bad_row"):
+                said: str | None = "the row is gone" if self._t.delete(_TABLES[area], key) else None
+            else:
+                said = None if how is None else how(self, key, problem)
             if said is not None:
                 self.done.append(Mended(problem.code, problem.digest, said))
             if said == _MORE:
@@ -289,6 +288,10 @@ class _Part:
         assert row is not None
         touch(self._t, self._state, digest, row._replace(raw_len=record.raw_len), self._now_s)
 
+    def wrong_order(self, digest: bytes, _: Problem) -> str | None:
+        self._disordered = True
+        return "it has a new data_id, as what links to something younger"
+
     def wrong_touch(self, digest: bytes, _: Problem) -> str | None:
         row = find(self._t, digest)
         if row is None:
@@ -300,12 +303,16 @@ class _Part:
         if self._t.get(IX, digest) is not None:
             self._t.delete(GONE, digest)
             return "not listed as collected any more"
-        try:
-            row = GoneRow.unpack(self._t.get(GONE, digest) or b"")
-        except DamagedStore:
-            return None
+        row = GoneRow.unpack(self._t.get(GONE, digest) or b"")
         self._t.put(GONE, digest, row._replace(data_id=0, until_s=0, names=()).pack())
         return "listed as collected, without bytes"
+
+    def bad_gone(self, digest: bytes, _: Problem) -> str | None:
+        if self._t.get(IX, digest) is not None:
+            self._t.delete(GONE, digest)
+            return "not listed as collected any more"
+        self._t.put(GONE, digest, gone_row(self._now_s, self._state.epoch, 0, 0))
+        return "listed as collected just now"
 
     # -- bytes
 
@@ -335,9 +342,13 @@ class _Part:
         return f"data_id {from_u64(key)} keeps its pieces"
 
     def wrong_number(self, key: bytes, _: Problem) -> str | None:
-        data_id = from_u64(key)
-        if self._t.get(DA, key) is None or not self._state.next_data_id <= data_id < _NUMBER_MAX:
+        data_id, record = from_u64(key), record_at(self._t, from_u64(key))
+        if record is None or data_id < self._state.next_data_id:
             return None  # it went just now
+        whole = not record.stored_len or self._t.get(D, piece_key(data_id, 0)) is not None
+        if data_id >= self._state.next_data_id + NUMBERS_AHEAD_MAX and not (whole and data_id < _NUMBER_MAX):
+            self._t.delete(DA, key)
+            return f"no data_id is {data_id}: its record is gone"
         self._state.next_data_id = data_id + 1
         return f"the next data_id is {data_id + 1}"
 
@@ -430,6 +441,11 @@ class _Part:
         self._t.delete(KN, key)
         return "its kind is gone"
 
+    def bad_kind(self, key: bytes, _: Problem) -> str | None:
+        self._t.delete(KN, key)
+        self._t.put(KN, key[:32] + text(key[32:]).encode(), b"")
+        return f"its kind is {text(key[32:])}"
+
 
 _LISTED: Final = "it has a row in the index again"
 _TOLD: Final = "its record says whose bytes it holds"
@@ -441,51 +457,6 @@ _HOW: Final[dict[tuple[str, str], Callable[[_Part, bytes, Problem], str | None]]
     ("records", "bad_row"): _Part.bad_record, ("records", "wrong_purge"): _Part.wrong_purge,
     ("records", "wrong_number"): _Part.wrong_number, ("records", "orphan_record"): _Part.orphan_record,
     ("pieces", "orphan_pieces"): _Part.orphan_pieces, ("links", "orphan_links"): _Part.orphan_links,
-    ("kinds", "orphan_kind"): _Part.orphan_kind,
+    ("kinds", "orphan_kind"): _Part.orphan_kind, ("kinds", "bad_name"): _Part.bad_kind,
+    ("gone", "bad_row"): _Part.bad_gone, ("artifacts", "wrong_order"): _Part.wrong_order,
 }  # fmt: skip
-
-
-def _mend_leases(tables: Tables, now_s: int) -> list[Mended]:
-    """What is held by leases that are not there; and leases whose end cannot be read, which stops every gc."""
-    with tables.read() as t:
-        if not (_unheld(t) or _endless(t)):
-            return []
-    with tables.write() as t:
-        state, unheld, endless = begin(t), _unheld(t), _endless(t)
-        t.delete_many(LEASED, unheld)
-        for name in endless:
-            t.put(LEASE, name, u64(now_s + LEASE_S))
-        loosen(t, state)
-        finish(t, state)
-        reach("mend.written")
-    reach("mend.part")
-    done = [Mended("orphan_lease" if len(key) > 32 else "bad_row", key[-32:] if len(key) > 32 else None,
-                   "not held any more") for key in unheld]  # fmt: skip
-    said = "ends a day from now, unless it is renewed"
-    return done + [Mended("bad_row", None, f"lease {name.decode(errors='replace')} {said}") for name in endless]
-
-
-def _unheld(t: ReadTransaction) -> list[bytes]:
-    return [key for key in t.keys(LEASED) if len(key) <= 32 or t.get(LEASE, key[:-32]) is None]
-
-
-def _endless(t: ReadTransaction) -> list[bytes]:
-    return [name for name, value in t.scan(LEASE) if len(value) != 8]
-
-
-def _count(tables: Tables) -> list[Mended]:
-    """What the counters of one look are off by is taken off in a later transaction: all others only add to them."""
-    with tables.read() as t:
-        wrong = audits.miscounted(t)
-    if not wrong:
-        return []
-    reach("mend.counted")
-    with tables.write() as t:
-        state = load_state(t)
-        for name, (counted, there) in wrong.items():
-            setattr(state, name, max(getattr(state, name) + there - counted, 0))
-        finish(t, state)
-        reach("mend.written")
-    reach("mend.part")
-    return [Mended("wrong_counters", None, f"{name}: {there}, not {counted}")
-            for name, (counted, there) in wrong.items()]  # fmt: skip

@@ -9,13 +9,14 @@ and what it needs is older than it (H13).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from operator import itemgetter
 from typing import Final
 
 from casstore import copies
 from casstore.backend import EncodeAgain, NewArtifact, Outcome, PutResult, UploadLost
 from casstore.errors import Collected, DamagedStore, LeaseLost, MissingArtifact, NotFound, Quarantined
+from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
 from casstore.rows import (
     DA,
@@ -52,6 +53,7 @@ from casstore.rows import (
     kind_bit,
     piece_count,
     piece_key,
+    text,
     u64,
 )
 from casstore.tables import ReadTransaction, WriteTransaction
@@ -63,7 +65,7 @@ PLAIN_MIN: Final = 8  # items, from which on it pays to write their rows table b
 def load_state(t: ReadTransaction) -> State:
     found = t.get(META, STATE_KEY)
     if found is None and (t.count(IX) or t.count(DA)):
-        raise DamagedStore("table meta1", "the row of counters is missing; restore the store from a backup")
+        raise DamagedStore("table meta1", "the row of counters is missing; verify with --repair")
     return State.unpack(found)
 
 
@@ -112,6 +114,8 @@ def skip_given(t: ReadTransaction, state: State) -> None:
     """See to it that the next data_id was never given out, whatever damage made of the counter: what is there would be
     overwritten. Raises: DamagedStore where it is too far off to go on from."""
     for key, _ in t.scan(DA, reverse=True):
+        if len(key) != 8:
+            continue  # for `audits` to say
         last = from_u64(key)
         if last >= state.next_data_id + NUMBERS_AHEAD_MAX:
             what = f"the next data_id is {state.next_data_id}, and {last} was given out; verify with --repair"
@@ -175,7 +179,7 @@ def _put_one(
     if item.heal:
         moved.extend([item.digest] if _heal(t, state, item, row, now_s) else ())
         return Outcome.HEALED
-    unlinked = bool(item.links) and t.get(LN, item.digest) is None
+    unlinked = _knows_links(item) and (t.get(LN, item.digest) or b"") != b"".join(item.links)
     if item.upload is not None:
         upload_abort(t, item.upload)
     elif not renew and not unlinked and _is_fresh(state, row, item.kind, now_s):
@@ -326,6 +330,13 @@ def _link(t: WriteTransaction, item: NewArtifact, data_id: int) -> None:
             raise UploadLost
     if item.links:
         t.put(LN, item.digest, b"".join(item.links))
+    elif _knows_links(item):
+        t.delete(LN, item.digest)  # a damaged row of them
+
+
+def _knows_links(item: NewArtifact) -> bool:
+    """Whether it has no other links: what is larger may have been put as a stream, without them."""
+    return bool(item.links) or item.raw_len <= FRAME_SIZE
 
 
 def clear_pieces(t: WriteTransaction, data_id: int) -> int:
@@ -484,23 +495,13 @@ def lease_add(t: WriteTransaction, lease: str, digests: Sequence[bytes], now_s: 
 
 def lease_close(t: WriteTransaction, lease: str) -> None:
     state = begin(t)
-    drop_lease(t, lease)
+    drop_lease(t, lease.encode())
     finish(t, state)
 
 
-def drop_lease(t: WriteTransaction, lease: str) -> None:
-    t.delete(LEASE, lease.encode())
-    for key in leased_keys(t, lease):
-        t.delete(LEASED, key)
-
-
-def leased_keys(t: ReadTransaction, lease: str) -> list[bytes]:
-    prefix, keys = lease.encode(), []
-    for key, _ in t.scan(LEASED, prefix):
-        if not key.startswith(prefix):
-            break
-        keys.append(key)
-    return keys
+def drop_lease(t: WriteTransaction, name: bytes) -> None:
+    t.delete(LEASE, name)
+    t.delete_many(LEASED, list(takewhile(lambda key: key.startswith(name), t.keys(LEASED, name))))
 
 
 # -- uploads ------------------------------------------------------------------------------------------------
@@ -531,4 +532,4 @@ def upload_abort(t: WriteTransaction, upload: int) -> None:
 
 
 def uploads(t: ReadTransaction) -> list[tuple[int, int, str]]:
-    return [(from_u64(key), from_u64(value[:8]), value[8:].decode()) for key, value in t.scan(STAGE)]
+    return [(from_u64(key), from_u64(value[:8]), text(value[8:])) for key, value in t.scan(STAGE)]

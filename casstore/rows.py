@@ -42,6 +42,7 @@ LOOSENED_KEY: Final = b"loosened"  # the newest commit by which something may ha
 LAST_GC_KEY: Final = b"last_gc"  # loosened ‖ swept ‖ what a complete gc remembers while those two stay
 
 PIECE_SIZE: Final = 4096 - 16  # exactly one overflow page: anything more would need two that are neighbours
+PIN_SIZE: Final = 32 + 8
 STORED_LEN_MAX: Final = PIECE_SIZE << 32  # pieces have numbers of 32 bits
 
 KINDS: Final = ("manifest", "context_snapshot", "fact_payload", "output", "value", "other")
@@ -68,6 +69,18 @@ def from_u64(data: bytes) -> int:
         raise DamagedStore("store", f"a number of {len(data)} bytes instead of 8")
     number: int = _U64.unpack(data)[0]
     return number
+
+
+def pinned(value: bytes) -> bytes:
+    """The digest that a row of pins names."""
+    if len(value) != PIN_SIZE:
+        raise DamagedStore("table pin1", f"a row of {len(value)} bytes instead of {PIN_SIZE}")
+    return value[:32]
+
+
+def text(name: bytes) -> str:
+    """A name of a row for people; of a damaged one that is no UTF-8 as well."""
+    return name.decode(errors="backslashreplace")
 
 
 def piece_key(data_id: int, piece: int) -> bytes:
@@ -231,7 +244,7 @@ def gone_data_id(data: bytes) -> int:
 
 def is_buried(data: bytes) -> bool:
     """Whether a packed GoneRow tells of something in quarantine."""
-    return len(data) > _GONE.size and bool(_BURIED.unpack_from(data, _GONE.size)[1])
+    return len(data) >= _GONE.size + _BURIED.size and bool(_BURIED.unpack_from(data, _GONE.size)[1])
 
 
 def gone_row(when_s: int, gc: int, kinds: int, raw_len: int) -> bytes:

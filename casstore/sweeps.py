@@ -42,6 +42,7 @@ from casstore.rows import (
     gone_row,
     ix_numbers,
     ix_what,
+    text,
     u64,
 )
 from casstore.tables import ReadTransaction, WriteTransaction
@@ -61,7 +62,7 @@ def gc_open(t: WriteTransaction, now_s: int, grace_s: int, report: bytes) -> GcO
         t.delete(RECENT, key)
     for name, expiry in list(t.scan(LEASE)):
         if from_u64(expiry) <= now_s:
-            drop_lease(t, name.decode())
+            drop_lease(t, name)
     for first, second in list(t.scan(TICK)):
         if from_u64(second) >= now_s - _TICKS_KEPT_S:
             break
@@ -79,9 +80,9 @@ def gc_peek(t: ReadTransaction, now_s: int, grace_s: int) -> GcOpened:
 
 
 def _opened(t: ReadTransaction, state: State, now_s: int) -> GcOpened:
-    pins = tuple((name.decode(), value[:32]) for name, value in t.scan(PIN))
-    live = {name for name, expiry in t.scan(LEASE) if from_u64(expiry) > now_s}
-    leased = tuple((key[:-32].decode(), key[-32:]) for key, _ in t.scan(LEASED) if key[:-32] in live)
+    pins = tuple((text(name), value[:32]) for name, value in t.scan(PIN))
+    over = {name for name, expiry in t.scan(LEASE) if from_u64(expiry) <= now_s}  # what has no row is damage, and held
+    leased = tuple((text(key[:-32]), key[-32:]) for key in t.keys(LEASED) if key[:-32] not in over)
     uploads = tuple(map(from_u64, t.keys(STAGE)))
     found, since = t.get(META, LAST_GC_KEY) or b"", _since(t, state)
     last = found[len(since) :] if found.startswith(since) else b""
@@ -315,7 +316,7 @@ def _drop_kinds(t: WriteTransaction, digest: bytes) -> tuple[str, ...]:
         keys.append(key)
     for key in keys:
         t.delete(KN, key)
-    return tuple(key[32:].decode() for key in keys)
+    return tuple(text(key[32:]) for key in keys)
 
 
 def gc_close(t: WriteTransaction, epoch: int, report: bytes, last: tuple[bytes, int] | None) -> None:

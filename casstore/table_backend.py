@@ -58,6 +58,8 @@ from casstore.rows import (
     known_kinds,
     piece_count,
     piece_key,
+    pinned,
+    text,
     u64,
 )
 from casstore.tables import CompactableTables, ReadTransaction
@@ -88,7 +90,7 @@ class TableBackend:
                     w.put(META, UUID_KEY, uuid.encode())
                     puts.reserve(w)
                     found = uuid.encode()
-        return _text(found or uuid.encode())
+        return _uuid(found or uuid.encode())
 
     # -- read
 
@@ -160,7 +162,7 @@ class TableBackend:
         with self._tables.read() as t:
             found: list[Row] = []
             for digest, value in t.scan(IX, after):
-                if digest == after:
+                if digest == after or len(digest) != 32:  # for `audit` to say
                     continue
                 found.append(_row(t, digest, value))
                 if len(found) >= limit:
@@ -209,27 +211,27 @@ class TableBackend:
 
     def prefix(self, first: bytes, last: bytes, limit: int) -> list[bytes]:
         with self._tables.read() as t:
-            return list(islice(takewhile(lambda digest: digest <= last, t.keys(IX, first)), limit))
+            return _between(t, IX, first, last, limit)
 
     def gone_prefix(self, first: bytes, last: bytes, limit: int) -> list[bytes]:
         with self._tables.read() as t:
-            return list(islice(takewhile(lambda digest: digest <= last, t.keys(GONE, first)), limit))
+            return _between(t, GONE, first, last, limit)
 
     def pins(self) -> dict[str, bytes]:
         with self._tables.read() as t:
-            return {name.decode(): value[:32] for name, value in t.scan(PIN)}
+            return {text(name): pinned(value) for name, value in t.scan(PIN)}
 
     def leased(self) -> list[tuple[str, int, bytes]]:
         with self._tables.read() as t:
-            expiry = {name.decode(): from_u64(value) for name, value in t.scan(LEASE)}
-            rows = ((key[:-32].decode(), key[-32:]) for key, _ in t.scan(LEASED))
+            expiry = {text(name): from_u64(value) for name, value in t.scan(LEASE)}
+            rows = ((text(key[:-32]), key[-32:]) for key, _ in t.scan(LEASED))
             return [(lease, expiry.get(lease, 0), digest) for lease, digest in rows]
 
     def counters(self) -> Counters:
         with self._tables.read() as t:
-            s = puts.load_state(t)
+            s, artifacts = puts.load_state(t), t.count(IX)
         return Counters(
-            s.commit, s.artifacts, s.raw_bytes, s.stored_bytes, s.kept_bytes, s.epoch, bool(s.gc_open), s.cut, s.swept,
+            s.commit, artifacts, s.raw_bytes, s.stored_bytes, s.kept_bytes, s.epoch, bool(s.gc_open), s.cut, s.swept,
             s.next_data_id,
         )  # fmt: skip
 
@@ -244,7 +246,7 @@ class TableBackend:
                 repairs.reorder(t, now_s)
             return result
 
-    def mend(self, now_s: int, prove: mending.Prove) -> list[mending.Mended]:
+    def mend(self, now_s: int, prove: mending.Prove) -> list[audits.Mended]:
         return mending.mend(self._tables, now_s, prove)
 
     def reorder(self, now_s: int) -> int:
@@ -390,11 +392,16 @@ class TableBackend:
         self._tables.close()
 
 
-def _text(uuid: bytes) -> str:
+def _uuid(uuid: bytes) -> str:
     try:
         return uuid.decode()
     except UnicodeDecodeError as error:
         raise DamagedStore("table meta1", "the store's uuid is no text") from error
+
+
+def _between(t: ReadTransaction, table: bytes, first: bytes, last: bytes, limit: int) -> list[bytes]:
+    found = takewhile(lambda digest: digest <= last, t.keys(table, first))
+    return list(islice((digest for digest in found if len(digest) == 32), limit))
 
 
 def _row(t: ReadTransaction, digest: bytes, value: bytes) -> Row:
@@ -405,7 +412,7 @@ def _row(t: ReadTransaction, digest: bytes, value: bytes) -> Row:
         for key, _ in t.scan(KN, digest):
             if not key.startswith(digest):
                 break
-            named.append(key[32:].decode())
+            named.append(text(key[32:]))
         kinds += tuple(named)
     return Row(digest, row.data_id, row.touched, row.touched_s, kinds, row.raw_len)
 

@@ -97,7 +97,7 @@ class FakeRoots:
         return f"{len(self.events)} {' '.join(names)}".encode()
 
     def roots_since(self, witnessed: bytes, retention: Retention) -> list[Root] | None:
-        position, *names = witnessed.decode().split()
+        position, *names = witnessed.decode(errors="replace").split()
         late = self.roots_after(int(position))[1]
         now = {str(root.id) for root in self.retained_roots(retention)}
         return late if now.issuperset(names) and now.issuperset(str(root.id) for root in late) else None
