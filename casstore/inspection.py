@@ -57,6 +57,15 @@ def resolve(backend: BlobBackend, reader: Reader, prefix: object, staged: Iterab
     return ArtifactId(found[0])
 
 
+def pins(backend: BlobBackend) -> dict[str, ArtifactId]:
+    """See Store.pins. Raises: DamagedStore."""
+    found = backend.pins()
+    for name, digest in found.items():
+        if len(digest) != 32:
+            raise DamagedStore("table pin1", f"the pin {name!r} names no artifact; remove it")
+    return {name: ArtifactId(digest) for name, digest in found.items()}
+
+
 def info(backend: BlobBackend, digest: bytes) -> ArtifactInfo | None:
     """Facts about a visible artifact."""
     row, edges, walk = backend.rows([digest])[0], backend.edges([digest])[0], backend.base_walk(digest)

@@ -345,8 +345,7 @@ class _Part:
         data_id, record = from_u64(key), record_at(self._t, from_u64(key))
         if record is None or data_id < self._state.next_data_id:
             return None  # it went just now
-        whole = not record.stored_len or self._t.get(D, piece_key(data_id, 0)) is not None
-        if data_id >= self._state.next_data_id + NUMBERS_AHEAD_MAX and not (whole and data_id < _NUMBER_MAX):
+        if self._is_far(data_id) and (data_id >= _NUMBER_MAX or self._t.get(D, piece_key(data_id, 0)) is None):
             self._t.delete(DA, key)
             return f"no data_id is {data_id}: its record is gone"
         self._state.next_data_id = data_id + 1
@@ -398,7 +397,7 @@ class _Part:
         closed: all that it needs is there. What is younger than it is brings it a new number (`reorder`)."""
         t, (proven, named) = self._t, self._facts.proofs.get((data_id, record.digest), (False, None))
         base = record.base == 0 or (record.base < data_id and record_at(self._t, record.base) is not None)
-        if not proven or not base or data_id >= _NUMBER_MAX:
+        if not proven or not base or self._is_far(data_id):
             return False
         wanted = links(t, record.digest) if named is None else named
         try:
@@ -421,6 +420,10 @@ class _Part:
         touch(t, self._state, record.digest, IxRow(data_id, 0, 0, kinds, record.raw_len), self._now_s)
         self._state.next_data_id = max(self._state.next_data_id, data_id + 1)
         return True
+
+    def _is_far(self, data_id: int) -> bool:
+        """Too far ahead of what was given out to go on from."""
+        return data_id >= self._state.next_data_id + NUMBERS_AHEAD_MAX
 
     def _name(self, data_id: int, digest: bytes) -> None:
         """Where a put of the same bytes finds what is kept, if nothing else is named there."""

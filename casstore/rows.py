@@ -71,13 +71,6 @@ def from_u64(data: bytes) -> int:
     return number
 
 
-def pinned(value: bytes) -> bytes:
-    """The digest that a row of pins names."""
-    if len(value) != PIN_SIZE:
-        raise DamagedStore("table pin1", f"a row of {len(value)} bytes instead of {PIN_SIZE}")
-    return value[:32]
-
-
 def text(name: bytes) -> str:
     """A name of a row for people; of a damaged one that is no UTF-8 as well."""
     return name.decode(errors="backslashreplace")

@@ -257,7 +257,7 @@ class Store:
     def pins(self) -> dict[str, ArtifactId]:
         """Names and what they hold."""
         self._check()
-        return {name: ArtifactId(digest) for name, digest in self._backend.pins().items()}
+        return inspection.pins(self._backend)
 
     def lease(self, ttl: float) -> Lease:
         """A new lease that expires `ttl` seconds from now. Raises: InvalidArgument."""

@@ -119,11 +119,13 @@ def require_epoch(state: State, epoch: int) -> None:
 def edges(t: ReadTransaction, digests: Sequence[bytes]) -> list[Edges | None]:
     """Of each artifact, None where it is not visible. In three reads, and one more for each step down the bases.
 
-    Raises: DamagedStore where an index row leads to another's bytes: what its own are made of cannot be told.
+    Raises: DamagedStore where an index row leads to another's bytes, or beyond all: what its own are made of cannot be
+    told.
     """
     rows = t.get_many(IX, digests)
     there = [digest for digest, row in zip(digests, rows, strict=True) if row is not None]
     data_ids = ix_numbers([row for row in rows if row is not None])[0]
+    _require_given(t, data_ids)
     records = t.get_many(DA, [row[:8] for row in rows if row is not None])
     packed = t.get_many(LN, there)
     for digest, data_id, record in zip(there, data_ids, records, strict=True):
@@ -132,6 +134,12 @@ def edges(t: ReadTransaction, digests: Sequence[bytes]) -> list[Edges | None]:
     found = zip(data_ids, packed, records, strict=True)
     present = (Edges(data_id, links or b"", _bases(t, data_id, record)) for data_id, links, record in found)
     return [None if row is None else next(present) for row in rows]
+
+
+def _require_given(t: ReadTransaction, data_ids: Sequence[int]) -> None:
+    """Raises: DamagedStore for a number that no artifact was given: sets of them would be huge."""
+    if data_ids and max(data_ids) >= load_state(t).next_data_id:
+        raise DamagedStore("table ix1", f"an artifact has the data_id {max(data_ids)}, which was not given out yet")
 
 
 def _bases(t: ReadTransaction, data_id: int, record: bytes | None) -> tuple[int, ...]:
@@ -180,6 +188,7 @@ def ages(t: ReadTransaction, after: bytes, limit: int, cut: int) -> Ages | None:
     if not rows:
         return None
     data_ids, touched = ix_numbers([value for _, value in rows])
+    _require_given(t, data_ids)
     if max(touched) <= cut:
         return Ages(data_ids, [], rows[-1][0])
     young = [digest for (digest, _), commit in zip(rows, touched, strict=True) if commit > cut]

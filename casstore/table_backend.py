@@ -58,7 +58,6 @@ from casstore.rows import (
     known_kinds,
     piece_count,
     piece_key,
-    pinned,
     text,
     u64,
 )
@@ -219,7 +218,7 @@ class TableBackend:
 
     def pins(self) -> dict[str, bytes]:
         with self._tables.read() as t:
-            return {text(name): pinned(value) for name, value in t.scan(PIN)}
+            return {text(name): value[:32] for name, value in t.scan(PIN)}
 
     def leased(self) -> list[tuple[str, int, bytes]]:
         with self._tables.read() as t:

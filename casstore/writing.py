@@ -229,9 +229,7 @@ class Writer:
         """(digest, bytes) of the kind's dictionary. Looked for now and then: an old one is as right as a new one."""
         if self._until_look <= 0:
             self._until_look = LOOK_EVERY_PUTS
-            pins: dict[str, bytes] = {}
-            with suppress(DamagedStore):  # it is only smaller with a dictionary
-                pins = self._backend.pins()
+            pins = self._backend.pins()
             self._dictionaries = {
                 name.removeprefix(dictionaries.PIN): digest
                 for name, digest in pins.items() if name.startswith(dictionaries.PIN)

@@ -118,7 +118,7 @@ def test_a_kill_between_put_and_order(tmp_path: Path, lost: list[str]) -> None:
 # What needs the good bytes from elsewhere, or a decision; the rest is put right without.
 NOT_MENDED = {
     "a piece is missing", "a piece of a large one", "the seal of a large one", "links are missing", "links of another",
-    "links that nothing made", "half a link", "a link is younger", "a base that is younger", "a base that is missing",
+    "links that nothing made", "half a link", "a base that is younger", "a base that is missing",
     "a base of what is no delta", "a base is damaged", "a pin of nothing", "half a pin",
 }
 
@@ -146,9 +146,11 @@ def test_each_kind_of_stray_row(store: casstore.Store, what: str) -> None:
     assert store.verify().findings == () and contents(store, made) == before
     assert store.mend() == casstore.MendReport(done=(), left=())
     after = store.stats()
-    assert (after.artifacts, after.raw_bytes, after.stored_bytes, after.kept_bytes) == (
-        counters.artifacts, counters.raw_bytes, counters.stored_bytes, counters.kept_bytes
+    assert (after.artifacts, after.raw_bytes, after.stored_bytes) == (
+        counters.artifacts, counters.raw_bytes, counters.stored_bytes
     )
+    # What got a new number keeps its bytes under the old one until the next gc.
+    assert (after.kept_bytes == counters.kept_bytes) == (what != "a link is younger")
     store.unpin("zstd")
     assert store.gc(FakeRoots(store), grace=0, force=True).removed[:] == ((made["zstd"], 15000),)
     assert store.verify().findings == ()
@@ -319,7 +321,7 @@ def test_a_mend_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     with casstore.open(home) as store:
         made = all_kinds_of_damage(store)
         found = {finding.code for finding in store.verify().findings}
-        assert found >= mending.MENDS - {"wrong_kept"}
+        assert found >= mending.MENDS - {"wrong_kept", "wrong_order", "bad_name", "bad_key"}
     left: list[int] = []
 
     def work() -> None:
@@ -390,7 +392,9 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert code == 0 and all(item["repaired"] for item in document["findings"])
     assert len(document["findings"]) == len(before) - 1  # the journal is looked at when it is right
     assert [(item["table"], item["what"]) for item in document["rebuilt"]] == [("live1", "missing")]
-    assert {item["code"] for item in document["mended"]} >= mending.MENDS - {"wrong_kept", "wrong_number"}
+    assert {item["code"] for item in document["mended"]} >= mending.MENDS - {
+        "wrong_kept", "wrong_number", "wrong_order", "bad_name", "bad_key"
+    }  # fmt: skip
     code, document = command("verify", "--home", home, "--repair")
     assert (code, document["findings"], document["mended"], document["rebuilt"]) == (0, [], [], [])
     with casstore.open(home) as store:

@@ -145,10 +145,15 @@ def look(store: Store, filled: Filled, rng: random.Random) -> set[ArtifactId]:
             except CodedError:
                 if name in filled.made:
                     failed.add(name)
-        for call in (store.info, lambda name: store.why(name, FakeRoots(store)), lambda name: name in store, lambda name: store.resolve(str(name)[:9])):
-            quietly(lambda call=call, name=name: call(name))  # type: ignore[misc]
-    for call in (lambda: list(store), store.stats, store.pins, lambda: len(store), lambda: list(store.buried()),
-                 store.gc_history, lambda: store.export(list(store), io.BytesIO())):  # fmt: skip
+        for ask in (
+            store.info, lambda name: store.why(name, FakeRoots(store)), lambda name: name in store,
+            lambda name: store.resolve(str(name)[:9]),
+        ):  # fmt: skip
+            quietly(lambda ask=ask, name=name: ask(name))  # type: ignore[misc]
+    for call in (
+        lambda: list(store), store.stats, store.pins, lambda: len(store), lambda: list(store.buried()),
+        store.gc_history, lambda: store.export(list(store), io.BytesIO()),
+    ):  # fmt: skip
         quietly(call)
     return failed
 
