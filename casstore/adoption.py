@@ -43,14 +43,14 @@ class MapUsers:
     def __init__(self, adopt: Callable[[], None], resized: type[Exception]) -> None:
         """`adopt` takes the larger map; `resized` is what a transaction raises that cannot begin without it."""
         self._adopt_now, self._resized = adopt, resized
-        self._open: dict[object, int] = {}  # who -> its thread
+        self._open: dict[int, int] = {}  # who, by its id, so that this keeps nobody alive -> its thread
         self._adopting = False
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition(threading.RLock())  # left by what is collected, at any moment
 
     def begin(self, who: object, begin: Callable[[], Any]) -> Any:
         """What `begin` returns, at a moment when the map stays where it is. Raises: Busy, and what `begin` raises."""
         while True:
-            self._open[who] = threading.get_ident()
+            self._open[id(who)] = threading.get_ident()
             try:
                 # First on the list, then a look: whoever adopts does it the other way round, so one sees the other.
                 if not self._adopting:
@@ -68,7 +68,7 @@ class MapUsers:
 
     def end(self, who: object) -> None:
         """It is committed or aborted."""
-        del self._open[who]
+        self._open.pop(id(who), None)
         if self._adopting:
             with self._changed:
                 self._changed.notify_all()

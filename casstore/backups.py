@@ -31,7 +31,6 @@ from casstore.tables import WriteTransaction
 
 __all__ = ["BackupReport", "Draft", "backup", "drafting"]
 
-_LOCK_FILE_BYTES: Final = 128 << 10  # more than LMDB's table of 1024 readers takes
 _PURGE_PIECES: Final = 2000
 _FULL_BYTES: Final = 1 << 20
 
@@ -89,9 +88,6 @@ class Draft:
     def opened(self, directory: Path, names: Sequence[bytes]) -> Iterator[LmdbTables]:
         """The tables of a copy, to read and to change; on disk afterwards."""
         lock = directory / "lock.mdb"
-        # LMDB maps this file and writes to it: on a full disk that would end the process (SIGBUS).
-        with open(lock, "xb") as file:
-            os.posix_fallocate(file.fileno(), 0, _LOCK_FILE_BYTES)
         tables = LmdbTables(directory, names, create=False, read_only=False)
         try:
             yield tables

@@ -35,7 +35,9 @@ from casstore.errors import (
     StoreError,
     StoreFull,
     UnsupportedFilesystem,
+    from_os,
 )
+from casstore.fork_gate import ForkGate
 
 __all__ = ["Environment", "check_filesystem", "open_environment"]
 
@@ -56,51 +58,7 @@ _open_lock = threading.Condition(threading.Lock())
 CLOSING_WAIT_S: Final = 60.0
 
 
-class _ForkGate:
-    """Holds a fork back until no transaction is open and no call in flight in this process.
-
-    A child has to close what it inherited, and closing a handle with an open transaction would release the
-    parent's reader slot: its snapshot could then be overwritten under it.
-    """
-
-    WAIT_S: Final = 10.0
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.condition = threading.Condition(self.lock)  # slower to enter than its lock
-        self.active = 0
-        self.forking = False
-        self.mine = threading.local()
-
-    def __enter__(self) -> None:
-        mine = getattr(self.mine, "open", 0)
-        with self.lock:
-            # A nested transaction (journal, then store) must not wait for the fork that waits for it.
-            while self.forking and not mine:
-                self.condition.wait()
-            self.active += 1
-        self.mine.open = mine + 1
-
-    def __exit__(self, *_: object) -> None:
-        self.mine.open -= 1
-        with self.lock:
-            self.active -= 1
-            if self.forking:
-                self.condition.notify_all()
-
-    def before_fork(self) -> None:
-        mine = getattr(self.mine, "open", 0)
-        with self.condition:
-            self.forking = True
-            self.condition.wait_for(lambda: self.active <= mine, timeout=self.WAIT_S)
-
-    def after_in_parent(self) -> None:
-        with self.condition:
-            self.forking = False
-            self.condition.notify_all()
-
-
-_gate = _ForkGate()
+_gate = ForkGate()
 
 
 def check_filesystem(path: Path) -> None:
@@ -130,15 +88,17 @@ class _Reading:
         self._environment = environment
 
     def __enter__(self) -> Any:
-        self._environment._check()
-        self._gate = _gate
-        self._gate.__enter__()
+        environment = self._environment
+        environment._check()
+        self._txn: Any = None
+        self._gate: ForkGate | None = _gate
+        self._gate.enter(self)
         try:
-            self._txn = self._environment._users_of_map.begin(self, self._environment._begin_read)
+            self._txn = environment._users_of_map.begin(self, environment._begin_read)
         except BaseException as error:
-            self._gate.__exit__()
+            self._leave()
             if isinstance(error, lmdb.Error):
-                raise self._environment._translate(error) from error
+                raise environment._translate(error) from error
             raise
         return self._txn
 
@@ -149,10 +109,23 @@ class _Reading:
         try:
             self._txn.abort()
         finally:
-            self._environment._users_of_map.end(self)
-            self._gate.__exit__()
+            self._leave()
         if isinstance(error, lmdb.Error):
             raise self._environment._translate(error) from error
+
+    def _leave(self) -> None:
+        self._environment._users_of_map.end(self)
+        if self._gate is not None:
+            self._gate.leave(self)
+            self._gate = None
+
+    def __del__(self) -> None:
+        """An interrupt can come between any two steps: what was not left then is left now."""
+        if getattr(self, "_gate", None) is None or self._environment._pid != forks.pid:
+            return
+        if self._txn is not None:
+            self._txn.abort()
+        self._leave()
 
 
 @final
@@ -196,7 +169,7 @@ class Environment:
         me = threading.get_ident()
         if self._writer == me:
             raise Busy(f"{self.path}: this thread already holds the write lock")
-        with self._mutex, _gate:
+        with self._mutex, _gate.passed():
             self._check()
             self._writer = me
             try:
@@ -244,7 +217,7 @@ class Environment:
         if self.read_only:
             return
         try:
-            with _gate:  # py-lmdb's close waits for calls in flight, and in a forked child they never end
+            with _gate.passed():  # py-lmdb's close waits for calls in flight, and in a forked child they never end
                 self._env.sync(True)
         except lmdb.Error as error:
             self._poison = f"flush failed: {error}"
@@ -281,14 +254,14 @@ class Environment:
     def reader_check(self) -> int:
         """Clear the slots of readers whose process died; they would keep every page since from reuse."""
         self._check()
-        with _gate:
+        with _gate.passed():
             return int(self._env.reader_check())
 
     def copy_to(self, path: Path, *, compact: bool) -> None:
         """Write a consistent copy into the existing empty directory `path`."""
         self._check()
         try:
-            with _gate:
+            with _gate.passed():
                 self._env.copy(os.fsencode(path), compact=compact)
         except lmdb.Error as error:
             raise self._translate(error) from error
@@ -412,7 +385,7 @@ def open_environment(
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise InvalidHome(str(path), error.strerror or str(error)) from error
+                raise from_os(error, path, InvalidHome) from error
         check_filesystem(path)
         try:
             stat = os.stat(path)
@@ -468,7 +441,11 @@ def _open_lmdb(
     if not size:
         options["lib_version"] = 0  # only for a new file: an existing one knows its engine
     if read_only and not os.access(path / "lock.mdb", os.W_OK):
-        options["lock"] = False  # a read-only file system has no writers either
+        if (path / "lock.mdb").exists() and not os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise InvalidHome(str(path / "lock.mdb"), "readers need permission to write to it")
+        options["lock"] = False  # a read-only file system has no writers either, and where it is missing there is none
+    else:
+        _allot_lock_file(path)
     for wanted in map_sizes(size, map_size):
         try:
             return lmdb.open(os.fsencode(path), map_size=wanted, **options)
@@ -485,11 +462,26 @@ def _open_lmdb(
         except lmdb.DiskError as error:
             raise StoreFull(str(path), str(error)) from error
         except lmdb.Error as error:
-            code = getattr(error, "code", 0)
-            if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise InvalidHome(str(path), os.strerror(code)) from error
-            raise DamagedStore(str(path), str(error)) from error
+            raise from_os(OSError(getattr(error, "code", 0), str(error)), path) from error
     raise StoreFull(str(path), _NO_ADDRESS_SPACE)
+
+
+def _allot_lock_file(path: Path) -> None:
+    """LMDB maps this file and writes to it: without room for it on the disk that would end the process (SIGBUS). Only
+    where nobody in this process has it open: closing it gives up the process's locks on it."""
+    file = path / "lock.mdb"
+    try:
+        with suppress(FileNotFoundError):
+            found = os.stat(file)
+            if found.st_size and found.st_blocks * 512 >= found.st_size:
+                return
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size or (_READERS_MAX - 1) * 64 + 192)  # as LMDB
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise from_os(error, file) from error
 
 
 def _all_reading(path: Path) -> Busy:
@@ -528,9 +520,9 @@ def _leak(handle: object) -> None:
 def _after_fork_in_child() -> None:
     """Let go of inherited handles: after that the child can open the same homes, the parent notices nothing."""
     global _open_lock, _gate
-    _open_lock, inherited, _gate = threading.Condition(threading.Lock()), _gate, _ForkGate()
+    _open_lock, inherited, _gate = threading.Condition(threading.Lock()), _gate, ForkGate()
     _closing.clear()
-    if inherited.active:  # closing would give up the snapshot that the parent still reads
+    if inherited.is_used:  # closing would give up the snapshot that the parent still reads
         for environment in _open.values():
             _leak(environment._env)
         return

@@ -6,6 +6,7 @@ Each has a stable `code`, its facts as attributes (also `.fields`), and a `hint`
 
 from __future__ import annotations
 
+import errno
 from typing import Any, ClassVar
 
 from casstore.times import shown_time
@@ -301,6 +302,19 @@ class DamagedStore(StoreError):
     """The store's own files are damaged beyond one artifact."""
 
     code = "damaged_store"
-    hint = "Restore from a backup."
+    hint = "`casstore verify --repair` puts rows right; else restore from a backup."
     names = ("path", "detail")
     template = "{path} is damaged: {detail}"
+
+
+def from_os(error: OSError, path: object, other: type[StoreError] = DamagedStore) -> StoreError:
+    """An error of the operating system at one of the store's own files, as one of ours; `other` where it says nothing
+    of the disk, of permission, or of what this process may have."""
+    said = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StoreFull(str(path), said)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InvalidHome(str(path), said)
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
+        return Busy(f"{path}: {said}")
+    return other(str(path), said)

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Final, final
 
 from casstore import forks
-from casstore.errors import DamagedStore, ForkedHandle
-from casstore.home import current_generation, replace_file
+from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, from_os
+from casstore.home import current_generation, identity, replace_file
 from casstore.lmdb_tables import LmdbTables
 from casstore.rows import CHANGED, META
 from casstore.steps import reach
@@ -38,8 +38,9 @@ class GenerationTables:
     def __init__(self, home: Path, names: Sequence[bytes], *, create: bool, read_only: bool) -> None:
         self._home, self._names, self._read_only = home, names, read_only
         self._current = str(home / "store" / "CURRENT")
-        self._lock, self._pid = threading.Lock(), forks.pid
-        self._active: dict[LmdbTables, int] = {}
+        self._lock, self._pid = threading.RLock(), forks.pid  # left by what is collected, at any moment
+        self._active: dict[LmdbTables, set[int]] = {}  # whose transactions are open, by the id of who, see `_enter`
+        self._identity = identity(home)
         self._seen, self._tables = self._open(create=create)
 
     # -- as Tables
@@ -50,35 +51,27 @@ class GenerationTables:
     @contextmanager
     def write(self) -> Iterator[WriteTransaction]:
         while True:
-            tables = self._enter()
+            who = object()
+            tables = self._enter(who)
             try:
                 with tables.write() as txn:
                     if self._is_current(tables) and txn.get(META, MOVED) is None:
                         yield txn if txn.get(META, COPYING) is None else _Listing(txn, self._names)
                         return
             finally:
-                self._leave(tables)
+                self._leave(who)
 
     def sync(self) -> None:
-        tables = self._enter()
-        try:
+        with self._entered() as tables:
             tables.sync()
-        finally:
-            self._leave(tables)
 
     def info(self) -> dict[str, int]:
-        tables = self._enter()
-        try:
+        with self._entered() as tables:
             return tables.info()
-        finally:
-            self._leave(tables)
 
     def reader_check(self) -> int:
-        tables = self._enter()
-        try:
+        with self._entered() as tables:
             return tables.reader_check()
-        finally:
-            self._leave(tables)
 
     def close(self) -> None:
         with self._lock:
@@ -103,7 +96,10 @@ class GenerationTables:
             txn.put(META, COPYING, b"")
         try:
             reach("compact.copying")
-            directory.mkdir()
+            try:
+                directory.mkdir()
+            except OSError as error:
+                raise from_os(error, directory) from error
             old.environment.copy_to(directory, compact=True)
             reach("compact.copied")
             new = LmdbTables(directory, self._names, create=False, read_only=False)
@@ -117,8 +113,8 @@ class GenerationTables:
             self.tidy()
             raise
         reach("compact.switched")
-        tables = self._enter()
-        self._leave(tables)
+        with self._entered() as tables:
+            pass
         self.tidy()
         return before, tables.info()["file_bytes"]
 
@@ -154,7 +150,10 @@ class GenerationTables:
                 _clear(fresh)
             new.sync()
             reach("compact.flushed")
-            replace_file(self._home / "store" / "CURRENT", f"{number}\n")
+            try:
+                replace_file(self._home / "store" / "CURRENT", f"{number}\n")
+            except OSError as error:
+                raise from_os(error, self._current) from error
             reach("compact.renamed")
             txn.put(META, MOVED, str(number).encode())
 
@@ -174,54 +173,73 @@ class GenerationTables:
     def _signature(self) -> Signature:
         try:
             found = os.stat(self._current)
+        except FileNotFoundError as error:
+            if self._home.exists():
+                raise DamagedStore(self._current, "it is missing") from error
+            raise InvalidHome(str(self._home), "it was moved or removed while it was open") from error
         except OSError as error:
-            raise DamagedStore(self._current, "cannot be read") from error
+            raise from_os(error, self._current) from error
         return found.st_ino, found.st_mtime_ns
 
     def _is_current(self, tables: LmdbTables) -> bool:
         return tables is self._tables and self._signature() == self._seen
 
-    def _enter(self) -> LmdbTables:
+    @contextmanager
+    def _entered(self) -> Iterator[LmdbTables]:
+        who = object()
+        try:
+            yield self._enter(who)
+        finally:
+            self._leave(who)
+
+    def _enter(self, who: object) -> LmdbTables:
+        """The current generation, which stays open until `who` leaves."""
         if self._pid != forks.pid:  # first of all: a thread of the parent may have held the lock when it forked
             raise ForkedHandle(str(self._home), self._pid)
         with self._lock:
             if self._signature() != self._seen:
-                seen, fresh = self._open()
-                left, self._tables, self._seen = self._tables, fresh, seen
-                if not self._active.get(left):
-                    self._active.pop(left, None)
-                    left.close()
-            self._active[self._tables] = self._active.get(self._tables, 0) + 1
+                self._move_on()
+            self._active.setdefault(self._tables, set()).add(id(who))
             return self._tables
 
-    def _leave(self, tables: LmdbTables) -> None:
+    def _move_on(self) -> None:
+        if identity(self._home) != self._identity:  # nothing of ours may be written there
+            raise InvalidHome(str(self._home), "another store was put there while this one was open; open it anew")
+        seen, fresh = self._open()
+        left, self._tables, self._seen = self._tables, fresh, seen
+        if not self._active.get(left):
+            self._active.pop(left, None)
+            left.close()
+
+    def _leave(self, who: object) -> None:
+        """Whether it entered or not."""
         if self._pid != forks.pid:
             return
         with self._lock:
-            if tables not in self._active:
-                return  # closed meanwhile
-            self._active[tables] -= 1
-            if not self._active[tables] and tables is not self._tables:
-                del self._active[tables]
-                tables.close()
+            for tables, inside in list(self._active.items()):
+                inside.discard(id(who))
+                if not inside and tables is not self._tables:
+                    self._active.pop(tables, None)
+                    tables.close()
 
 
 @final
 class _Reading:
     """A read transaction; a class, since reads are many and a generator costs more."""
 
-    __slots__ = ("_inner", "_owner", "_tables")
+    __slots__ = ("_inner", "_owner")
 
     def __init__(self, owner: GenerationTables) -> None:
-        self._owner = owner
+        self._owner: GenerationTables | None = owner
 
     def __enter__(self) -> ReadTransaction:
-        self._tables = self._owner._enter()
+        owner = self._owner
+        assert owner is not None
         try:
-            self._inner = self._tables.read()
+            self._inner = owner._enter(self).read()
             return self._inner.__enter__()
         except BaseException:
-            self._owner._leave(self._tables)
+            owner._leave(self)
             raise
 
     def __exit__(
@@ -230,7 +248,17 @@ class _Reading:
         try:
             return self._inner.__exit__(kind, error, trace)
         finally:
-            self._owner._leave(self._tables)
+            self._left()
+
+    def _left(self) -> None:
+        owner = self._owner
+        if owner is not None:
+            owner._leave(self)
+            self._owner = None
+
+    def __del__(self) -> None:
+        """An interrupt can come between any two steps: what was not left then is left now."""
+        self._left()
 
 
 @final

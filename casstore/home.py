@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
-from casstore.errors import DamagedStore, InvalidHome, NotAStore, UnsupportedFormat
+from casstore.errors import DamagedStore, InvalidHome, NotAStore, UnsupportedFormat, from_os
 
 __all__ = ["FORMAT_NUMBER", "Home", "format_text", "open_home", "replace_file"]
 
@@ -61,13 +61,21 @@ def open_home(home: str | os.PathLike[str], *, create: bool, read_only: bool = F
     return Home(path=path, uuid=fields["uuid"], instance=fields["instance"], created=created)
 
 
+def identity(path: Path) -> tuple[str, str]:
+    """Which store is at `path`, and which copy of it: uuid and instance. Raises: as `open_home`."""
+    fields = _parse(path / "FORMAT")
+    return fields["uuid"], fields["instance"]
+
+
 def current_generation(home: Path) -> str:
     """The name in store/CURRENT. Raises: DamagedStore."""
     current = home / "store" / "CURRENT"
     try:
         name = current.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DamagedStore(str(current), "cannot be read") from error
+    except OSError as error:
+        raise from_os(error, current) from error
     if not name.isdigit():
         raise DamagedStore(str(current), f"names no generation: {name!r:.80}")
     return name
@@ -127,7 +135,7 @@ def _create(path: Path) -> bool:
     except InvalidHome:
         raise
     except OSError as error:
-        raise InvalidHome(str(path), error.strerror or str(error)) from error
+        raise from_os(error, path, InvalidHome) from error
     return True
 
 
@@ -137,7 +145,7 @@ def _parse(path: Path) -> dict[str, str]:
     except UnicodeDecodeError as error:
         raise UnsupportedFormat(str(path), "not text", FORMAT_NUMBER) from error
     except OSError as error:
-        raise InvalidHome(str(path), error.strerror or str(error)) from error
+        raise from_os(error, path, InvalidHome) from error
     lines = (line.partition(":") for line in text.splitlines())
     fields = {key.strip(): value.strip() for key, _, value in lines}
     if fields.get("format") != str(FORMAT_NUMBER):

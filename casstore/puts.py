@@ -65,7 +65,7 @@ PLAIN_MIN: Final = 8  # items, from which on it pays to write their rows table b
 def load_state(t: ReadTransaction) -> State:
     found = t.get(META, STATE_KEY)
     if found is None and (t.count(IX) or t.count(DA)):
-        raise DamagedStore("table meta1", "the row of counters is missing; verify with --repair")
+        raise DamagedStore("table meta1", "the row of counters is missing")
     return State.unpack(found)
 
 
@@ -118,7 +118,7 @@ def skip_given(t: ReadTransaction, state: State) -> None:
             continue  # for `audits` to say
         last = from_u64(key)
         if last >= state.next_data_id + NUMBERS_AHEAD_MAX:
-            what = f"the next data_id is {state.next_data_id}, and {last} was given out; verify with --repair"
+            what = f"the next data_id is {state.next_data_id}, and {last} was given out"
             raise DamagedStore("table meta1", what)
         state.next_data_id = max(state.next_data_id, last + 1)
         return

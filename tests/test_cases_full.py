@@ -125,14 +125,13 @@ def freed_when_full(home: Path, quota: int | None) -> None:
     """Runs with outputs until there is no room; all but one are ended; gc frees; the put that failed passes."""
     with casstore.open(home, quota=quota) as store, journal.open(home, store=store) as jrn:
         outputs: list[tuple[UUID, bytes]] = []
-        failed = b""
         try:
             while True:
-                failed = os.urandom(150_000)
+                output = os.urandom(150_000)
                 run = jrn.start_run("case", manifest={}, context={"n": len(outputs)}, claim=False)
                 with run.enter(A) as attempt:
-                    attempt.output(failed)
-                    outputs.append((run.run_id, failed))
+                    attempt.output(output)
+                    outputs.append((run.run_id, output))
                     attempt.complete({"n": -len(outputs)})
         except StoreFull:
             pass
@@ -141,6 +140,7 @@ def freed_when_full(home: Path, quota: int | None) -> None:
             with pytest.raises(StoreFull):
                 while True:
                     store.put(os.urandom(size))
+        failed = os.urandom(150_000)
         with pytest.raises(StoreFull):
             store.put(failed)
         kept, data = outputs[3]

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import io
 import random
+import subprocess
+import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
 
 import casstore
-from casstore import ArtifactId, CodedError, Store
-from casstore.rows import DA, IX, LEASE, LEASED, PIN, TABLES
+from casstore import ArtifactId, CodedError, Store, values
+from casstore.rows import DA, IX, LEASE, LEASED, META, PIN, STATE_KEY, TABLES, IxRow, State
 from casstore.table_backend import TableBackend
 from casstore.tables import MemoryTables
 from casstore.testing import FakeClock, FakeRoots
@@ -244,3 +247,108 @@ def test_one_damaged_row_for_long(filled: Filled) -> None:
         check(filled, seed)
         seed += 1
     print(seed - 1000, "rows damaged")
+
+
+# -- an index row that leads to another's bytes ----------------------------------------------------------
+
+LARGE: Final = random.Random(1).randbytes(FRAME + 500), random.Random(2).randbytes(2 * FRAME)
+SMALL: Final = b"one " * 900, b"another " * 700
+
+
+def lead(store: Store, name: ArtifactId, other: ArtifactId) -> None:
+    """The row of one says that its bytes are where those of the other are."""
+    tables = store._backend._tables  # type: ignore[attr-defined]
+    with tables.write() as t:
+        row = IxRow.unpack(t.get(IX, name.digest))
+        t.put(IX, name.digest, row._replace(data_id=IxRow.unpack(t.get(IX, other.digest)).data_id).pack())
+
+
+@pytest.fixture(params=[SMALL, LARGE], ids=["small", "large"])
+def crossed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store, list[ArtifactId], list[bytes]]]:
+    """A store, two artifacts of which the first leads to the second, and one that links to the first."""
+    with casstore.open(tmp_path / "home") as store:
+        data = list(request.param)
+        names = [store.put(one) for one in data]
+        data.append(values.encode([names[0]])[0])
+        names.append(store.put(data[-1]))
+        store.pin("root", names[-1])
+        store.pin("other", names[1])
+        lead(store, names[0], names[1])
+        yield store, names, data
+
+
+def test_no_read_gives_the_others_bytes(crossed: Any) -> None:
+    store, names, data = crossed
+    for read in (
+        lambda: store.get(names[0]), lambda: store.get_many(names[:1]), lambda: store.get_range(names[0], 0, 10),
+        lambda: store.open_reader(names[0]).read(),
+    ):  # fmt: skip
+        with pytest.raises(casstore.Corrupt) as caught:
+            read()
+        assert caught.value.fields["id"] == names[0]
+    with pytest.raises(casstore.DamagedStore, match=str(names[0])):
+        store.export(names[0], io.BytesIO())
+    done = subprocess.run(
+        [sys.executable, "-m", "casstore", "cat", str(names[0]), "--home", str(store.home)], capture_output=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 3 and done.stdout == b"" and b"corrupt" in done.stderr.lower()
+    assert store.get(names[1]) == data[1]
+
+
+def test_a_put_heals_it_and_leaves_the_other(crossed: Any) -> None:
+    """Under a new number; what links to it gets a new one as well."""
+    store, names, data = crossed
+    assert store.put(data[0], verify=True) == names[0] and store.healed == (names[0],)
+    store.mend()
+    assert store.verify().findings == () and [store.get(name) for name in names] == data
+    assert not store.gc(FakeRoots(store), grace=0, force=True).removed
+    assert [store.get(name) for name in names] == data
+
+
+def test_mend_finds_its_bytes(crossed: Any) -> None:
+    store, names, data = crossed
+    assert {found.id for found in store.mend().done} == {names[0]}
+    assert store.verify().findings == () and [store.get(name) for name in names] == data
+
+
+def test_gc_refuses_and_takes_nothing(crossed: Any) -> None:
+    """What its bytes are made of cannot be told."""
+    store, names, _ = crossed
+    with pytest.raises(casstore.DamagedStore, match=str(names[0])):
+        store.gc(FakeRoots(store), grace=0, force=True)
+    assert set(names) == set(store)
+
+
+def test_repair_from_another_home(crossed: Any, tmp_path: Path) -> None:
+    store, names, data = crossed
+    with casstore.open(tmp_path / "other") as other:
+        for one in data:
+            other.put(one)
+        assert store.repair(other, [names[0]]).failed == ()
+    assert [store.get(name) for name in names] == data
+
+
+def test_a_new_version_of_it_is_no_delta_of_the_other(tmp_path: Path) -> None:
+    """Its bytes are at hand, and its row leads elsewhere: what is put is right all the same."""
+    with casstore.open(tmp_path / "home") as store:
+        lines = [b"line %d of a version\n" % n for n in range(2000)]
+        first, other = store.put(b"".join(lines)), store.put(random.Random(1).randbytes(9000))
+        lead(store, first, other)
+        name = store.put(b"".join([*lines, b"more\n"]), base=first)
+        assert store.get(name) == b"".join([*lines, b"more\n"])
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_next_number_that_fell_overwrites_nothing(tmp_path: Path, large: bool) -> None:
+    """Of any writer: a put, an upload, many at once."""
+    with casstore.open(tmp_path / "home") as store:
+        made = {store.put(b"%d" % n * 100): b"%d" % n * 100 for n in range(20)}
+        with store._backend._tables.write() as t:  # type: ignore[attr-defined]
+            state = State.unpack(t.get(META, STATE_KEY))
+            state.next_data_id -= 15
+            t.put(META, STATE_KEY, state.pack())
+        more = [LARGE[0]] if large else [b"more %d" % n * 50 for n in range(30)]
+        made |= zip(store.put_many(more), more, strict=True)
+        assert all(store.get(name) == data for name, data in made.items())
+        assert store.verify().findings == ()

@@ -1,0 +1,71 @@
+"""Holds a fork back until no transaction is open and no call in flight in this process.
+
+A child has to close what it inherited, and closing a handle with an open transaction would release the parent's
+reader slot: its snapshot could then be overwritten under it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, final
+
+WAIT_S: Final = 10.0
+
+
+@final
+class ForkGate:
+    """Whoever passes is on a list until it leaves. Both are one step, which no signal handler can come into."""
+
+    def __init__(self) -> None:
+        self._inside: dict[int, int] = {}  # who, by its id, so that this keeps nobody alive -> its thread
+        self._forking = False
+        self._changed = threading.Condition(threading.RLock())  # left by what is collected, at any moment
+
+    @property
+    def is_used(self) -> bool:
+        """Whether somebody is inside."""
+        return bool(self._inside)
+
+    def enter(self, who: object) -> None:
+        """Wait while a fork is under way; not where this thread is inside already, since the fork waits for it then."""
+        me = threading.get_ident()
+        while True:
+            # First on the list, then a look: whoever forks does it the other way round, so one sees the other.
+            self._inside[id(who)] = me
+            if not self._forking or sum(thread == me for thread in list(self._inside.values())) > 1:
+                return
+            self.leave(who)
+            with self._changed:
+                self._changed.wait_for(lambda: not self._forking)
+
+    def leave(self, who: object) -> None:
+        """Whether it is inside or not."""
+        self._inside.pop(id(who), None)
+        if self._forking:
+            with self._changed:
+                self._changed.notify_all()
+
+    @contextmanager
+    def passed(self) -> Iterator[None]:
+        """Inside for a block."""
+        who = object()
+        try:
+            self.enter(who)
+            yield
+        finally:
+            self.leave(who)
+
+    def before_fork(self) -> None:
+        me = threading.get_ident()
+        with self._changed:
+            self._forking = True
+            self._changed.wait_for(
+                lambda: all(thread == me for thread in list(self._inside.values())), timeout=WAIT_S
+            )
+
+    def after_in_parent(self) -> None:
+        with self._changed:
+            self._forking = False
+            self._changed.notify_all()
