@@ -38,6 +38,7 @@ from casstore.errors import (
     from_os,
 )
 from casstore.fork_gate import ForkGate
+from casstore.presence import Presence
 
 __all__ = ["Environment", "check_filesystem", "open_environment"]
 
@@ -167,36 +168,33 @@ class Environment:
         if self.read_only:
             raise ReadOnly(str(self.path))
         me = threading.get_ident()
-        if self._writer == me:
+        if self._writer == me and self._mutex.locked():
             raise Busy(f"{self.path}: this thread already holds the write lock")
         with self._mutex, _gate.passed():
             self._check()
-            self._writer = me
+            who, txn = Presence(self._users_of_map.end), None
             try:
-                txn = self._users_of_map.begin(self, self._begin_write)
-                try:
-                    yield from self._writing(txn)
-                finally:
-                    self._users_of_map.end(self)
+                self._writer = me
+                txn = self._users_of_map.begin(who, self._begin_write)
+                yield txn
+                self._check_forked(txn)
+                self._commit(txn)
+            except BaseException as error:
+                if txn is not None:
+                    self._check_forked(txn)
+                    with suppress(lmdb.Error):  # it is committed, or was aborted by what failed
+                        txn.abort()  # a failed transaction is never used again (monero#2168)
+                if isinstance(error, lmdb.Error):
+                    raise self._translate(error) from error
+                raise
             finally:
+                self._users_of_map.end(who)
                 self._writer = None
 
-    def _writing(self, txn: Any) -> Iterator[Any]:
-        try:
-            yield txn
-            self._check_forked(txn)
-        except BaseException as error:
-            self._check_forked(txn)
-            # A failed transaction is never used again (monero#2168).
-            txn.abort()
-            if isinstance(error, lmdb.Error):
-                raise self._translate(error) from error
-            raise
+    def _commit(self, txn: Any) -> None:
         try:
             txn.commit()
         except lmdb.Error as error:
-            with suppress(lmdb.Error):
-                txn.abort()
             raise self._translate(error, committing=True) from error
 
     def _check_forked(self, txn: Any) -> None:

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, final
 
+from casstore.presence import Presence
+
 WAIT_S: Final = 10.0
 
 
 @final
 class ForkGate:
-    """Whoever passes is on a list until it leaves. Both are one step, which no signal handler can come into."""
+    """Whoever passes is on a list until it leaves."""
 
     def __init__(self) -> None:
         self._inside: dict[int, int] = {}  # who, by its id, so that this keeps nobody alive -> its thread
@@ -50,7 +52,7 @@ class ForkGate:
     @contextmanager
     def passed(self) -> Iterator[None]:
         """Inside for a block."""
-        who = object()
+        who = Presence(self.leave)
         try:
             self.enter(who)
             yield

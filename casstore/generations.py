@@ -19,6 +19,7 @@ from casstore import forks
 from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, from_os
 from casstore.home import current_generation, identity, replace_file
 from casstore.lmdb_tables import LmdbTables
+from casstore.presence import Presence
 from casstore.rows import CHANGED, META
 from casstore.steps import reach
 from casstore.tables import ReadTransaction, WriteTransaction
@@ -51,15 +52,10 @@ class GenerationTables:
     @contextmanager
     def write(self) -> Iterator[WriteTransaction]:
         while True:
-            who = object()
-            tables = self._enter(who)
-            try:
-                with tables.write() as txn:
-                    if self._is_current(tables) and txn.get(META, MOVED) is None:
-                        yield txn if txn.get(META, COPYING) is None else _Listing(txn, self._names)
-                        return
-            finally:
-                self._leave(who)
+            with self._entered() as tables, tables.write() as txn:
+                if self._is_current(tables) and txn.get(META, MOVED) is None:
+                    yield txn if txn.get(META, COPYING) is None else _Listing(txn, self._names)
+                    return
 
     def sync(self) -> None:
         with self._entered() as tables:
@@ -186,7 +182,7 @@ class GenerationTables:
 
     @contextmanager
     def _entered(self) -> Iterator[LmdbTables]:
-        who = object()
+        who = Presence(self._leave)
         try:
             yield self._enter(who)
         finally:
@@ -251,7 +247,7 @@ class _Reading:
             self._left()
 
     def _left(self) -> None:
-        owner = self._owner
+        owner = getattr(self, "_owner", None)  # it may not even have been made
         if owner is not None:
             owner._leave(self)
             self._owner = None

@@ -1,0 +1,205 @@
+"""What the world around a store does to it: homes exchanged under it, no permission, no files, no room for a lock
+file, an interrupt between any two steps."""
+
+from __future__ import annotations
+
+import dis
+import os
+import resource
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from helpers import exit_code, fork_child, small_disk
+
+import casstore
+import journal
+from casstore import environment
+
+
+def other_process(call: Callable[[], None]) -> int:
+    return exit_code(fork_child(call))
+
+
+# -- homes that are not what they were -------------------------------------------------------------------
+
+
+def test_a_home_that_was_exchanged_is_not_written_to(tmp_path: Path) -> None:
+    """Moved away, and another store put there: neither gets what was meant for the other."""
+    home, other = tmp_path / "home", tmp_path / "other"
+    with casstore.open(other) as store:
+        theirs = store.put(b"theirs")
+    with casstore.open(home) as store:
+        ours = store.put(b"ours")
+        home.rename(tmp_path / "away")
+        with pytest.raises(casstore.InvalidHome, match="moved or removed"):
+            store.put(b"more")
+        other.rename(home)
+        for call in (lambda: store.put(b"more"), lambda: store.get(ours), lambda: store.gc_history()):
+            with pytest.raises(casstore.InvalidHome, match="another store"):
+                call()
+        home.rename(other)
+        (tmp_path / "away").rename(home)
+        assert store.get(ours) == b"ours" and store.get(store.put(b"more")) == b"more"
+    with casstore.open(other) as store:
+        assert list(store) == [theirs]
+
+
+def test_a_restored_backup_is_another_copy(tmp_path: Path) -> None:
+    """The same store by its uuid, not the same by its instance: what was written since the backup is not in it."""
+    home = tmp_path / "home"
+    with casstore.open(home) as store:
+        store.put(b"one")
+        store.backup(tmp_path / "backup")
+        shutil.rmtree(home)
+        shutil.copytree(tmp_path / "backup", home)
+        with pytest.raises(casstore.InvalidHome, match="another store"):
+            store.put(b"two")
+
+
+# -- what the system refuses -----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs another user to be")
+def test_a_reader_without_permission_to_the_lock_file() -> None:
+    """LMDB without locks beside a writer would end the process."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        home = Path(directory, "home")
+        with casstore.open(home) as store:
+            store.put(b"one")
+
+        def read() -> None:
+            os.setgid(65534)
+            os.setuid(65534)
+            with pytest.raises(casstore.InvalidHome, match=r"lock\.mdb"):
+                casstore.open(home, read_only=True)
+
+        with casstore.open(home):
+            assert other_process(read) == 0
+
+
+def test_no_room_for_a_lock_file(tmp_path: Path) -> None:
+    """A home without one, such as a backup that was put back, on a full disk: an error, not SIGBUS."""
+    with small_disk(tmp_path / "disk", 8) as disk:
+        home = disk / "home"
+        with journal.open(home) as jrn:
+            name = jrn.store.put(b"one")
+        for lock in home.glob("**/lock.mdb"):
+            lock.unlink()
+        with open(disk / "full", "wb") as file:
+            try:
+                while True:
+                    os.write(file.fileno(), bytes(4096))
+            except OSError:
+                pass
+
+        def use() -> None:
+            for opened in (casstore.open, journal.open):
+                with pytest.raises(casstore.StoreFull):
+                    opened(home)
+
+        assert other_process(use) == 0
+        (disk / "full").unlink()
+        with casstore.open(home) as store:
+            assert store.get(name) == b"one"
+
+
+def test_no_more_files(tmp_path: Path) -> None:
+    """That is no damage."""
+    with casstore.open(tmp_path / "home") as store:
+        name = store.put(b"one")
+
+    def use() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        for left in range(5):
+            taken = []
+            try:
+                while True:
+                    taken.append(os.open("/dev/null", os.O_RDONLY))
+            except OSError:
+                for _ in range(left):
+                    os.close(taken.pop())
+            try:
+                with casstore.open(tmp_path / "home") as opened:
+                    opened.get(name)
+            except casstore.StoreError as error:
+                assert error.code in ("busy", "invalid_home"), error
+            for descriptor in taken:
+                os.close(descriptor)
+        with casstore.open(tmp_path / "home") as opened:
+            assert opened.get(name) == b"one"
+
+    assert other_process(use) == 0
+
+
+# -- interrupts ------------------------------------------------------------------------------------------
+
+LOOKS = ("CALL", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD")
+GUARDED = ("presence.py", "environment.py", "generations.py", "fork_gate.py", "adoption.py", "lmdb_tables.py")
+
+
+def is_in_del(frame: FrameType | None) -> bool:
+    """Where Python itself swallows whatever comes."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextmanager
+def interrupted(step: int) -> Iterator[list[int]]:
+    """Ctrl-C at the place of that number where the interpreter looks for signals in what guards transactions, which is
+    after calls and jumps back; counts them."""
+    count = [0]
+    before: dict[FrameType, str] = {}
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.endswith(GUARDED) or is_in_del(frame):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            last = before.get(frame, "")
+            before[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            count[0] += last in LOOKS
+            if count[0] == step and last in LOOKS:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield count
+    finally:
+        sys.settrace(None)
+        before.clear()
+
+
+@pytest.mark.parametrize("what", ["get", "put"])
+def test_an_interrupted_call_leaves_nothing_behind(tmp_path: Path, what: str) -> None:
+    """Not wherever it comes: a fork would wait for it, and a compaction's old file would stay open."""
+    with casstore.open(tmp_path / "home") as store:
+        name = store.put(b"one")
+        tables = store._backend._tables  # type: ignore[attr-defined]
+        users = tables._tables.environment._users_of_map
+        step, done = 0, False
+        while not done:
+            step += 1
+            try:
+                with interrupted(step):
+                    store.get(name) if what == "get" else store.put(b"%d" % step)
+                done = True
+            except KeyboardInterrupt:
+                pass
+            assert not environment._gate.is_used, f"step {step}"
+            assert not users._open and not any(tables._active.values()), f"step {step}"
+        assert step > 20
+        assert store.get(store.put(b"two")) == b"two"
+        assert other_process(lambda: None) == 0
