@@ -211,6 +211,11 @@ class GenerationTables:
         """Whether it entered or not."""
         if self._pid != forks.pid:
             return
+        current = self._tables
+        if id(who) in (inside := self._active.get(current, set())):
+            inside.discard(id(who))
+            if current is self._tables:  # else it was left meanwhile, and has to be closed by who leaves last
+                return
         with self._lock:
             for tables, inside in list(self._active.items()):
                 inside.discard(id(who))
