@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import collections
 import enum
+import struct
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -174,3 +177,48 @@ def test_subclasses_are_refused(odd: Any) -> None:
     for encode in (values.encode, values.encode_reference):
         with pytest.raises(InvalidValue):
             encode(odd)
+
+
+def test_what_looks_like_a_link_in_a_number_is_none() -> None:
+    """A float and an integer whose bytes begin as a link does, and end in a real one."""
+    number = struct.unpack(">d", bytes.fromhex("d82a58250001551e"))[0]
+    for value in (
+        [number, -1, ArtifactId.of(b"x")], [number, -1, *[ArtifactId.of(b"x")] * 3], [number, -1, "a" * 31],
+        {"a": b"\xd8\x2a\x58\x25\x00\x01\x55\x1e\x20", "b": ArtifactId.of(b"x")},
+    ):  # fmt: skip
+        data, links = values.encode(value)
+        assert (data, links) == values.encode_reference(value)
+        assert values.decode(data) == value and values.links(data) == links
+
+
+def test_containers_that_are_shared() -> None:
+    """Once in memory, many times in the bytes: as far as that has an end."""
+    leaf = {"text": "x" * 10, "id": ArtifactId.of(b"x")}
+    value = [leaf, leaf, [leaf, {"a": leaf}]]
+    assert values.encode(value) == values.encode_reference(value)
+    assert values.decode(values.encode(value)[0]) == value
+    cycle: list[Any] = []
+    cycle += [cycle, cycle, cycle]
+    with pytest.raises(InvalidValue, match="a cycle"):
+        values.encode(cycle)
+    bomb: Any = []
+    for _ in range(100):
+        bomb = {"a": bomb, "b": bomb}
+    with pytest.raises(InvalidValue, match="shared"):
+        values.encode(bomb)
+
+
+def test_the_limit_of_recursion_protects_no_stack() -> None:
+    """A program may have raised it: deep bytes are refused all the same, and crash nothing."""
+    code = (
+        "import sys, threading; from casstore import values; from casstore.errors import InvalidValue\n"
+        "sys.setrecursionlimit(10**8)\n"
+        "def use():\n"
+        "    for data in (b'\\x81' * 3_000_000 + b'\\x01', b'\\x81' * 3_000_000, b'\\xa1\\x61a' * 1_000_000):\n"
+        "        for call in (values.decode, values.links):\n"
+        "            try: call(data + b'\\xd8\\x2a\\x58\\x25\\x00' if call is values.links else data)\n"
+        "            except InvalidValue: print('refused')\n"
+        "use(); thread = threading.Thread(target=use); thread.start(); thread.join()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == "refused\n" * 12, (done.returncode, done.stderr[-500:])
