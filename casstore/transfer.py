@@ -26,6 +26,7 @@ from casstore.reading import Reader
 from casstore.reports import ArtifactInfo, ExportReport, ImportReport
 from casstore.roots import RootSource
 from casstore.steps import reach
+from casstore.uploads import read_some
 from casstore.writing import BATCH_BYTES, BATCH_ITEMS, Writer
 
 if TYPE_CHECKING:
@@ -237,10 +238,7 @@ class _Incoming:
         self.car = car.CarReader(self, path)
 
     def read(self, size: int, /) -> bytes:
-        part = self._source.read(size)
-        if part is not None and not isinstance(part, bytes):
-            raise InvalidArgument("src", "must be a binary stream")
-        return part or b""
+        return read_some(self._source, size, "src")
 
     def put_aside(self, offset: int, data: bytes) -> int:
         """Where `again` finds the block: in the source, or, where that cannot go back, in a temporary file."""

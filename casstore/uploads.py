@@ -31,7 +31,7 @@ class Written(NamedTuple):
 
 
 def write_frames(
-    backend: BlobBackend, upload: int, raw_frames: Iterator[bytes], check_room: Callable[[int], None],
+    backend: BlobBackend, upload: int, raw_frames: Iterator[bytes], check_room: Callable[[int, int], None],
     progress: Callable[[int], None] | None,
 ) -> Written:  # fmt: skip
     """Write frames, then their table, into an upload. Not visible before it is put, nor durable before a sync."""
@@ -55,11 +55,11 @@ class _PieceWriter:
     """Cuts a stream of stored bytes into pieces of one page. A thread of its own writes them some MiB at a time, so
     that what comes next is read, hashed and encoded while a commit is flushed; one batch is on its way."""
 
-    def __init__(self, backend: BlobBackend, upload: int, check_room: Callable[[int], None]) -> None:
+    def __init__(self, backend: BlobBackend, upload: int, check_room: Callable[[int, int], None]) -> None:
         self._backend, self._upload, self._check_room = backend, upload, check_room
         self._pieces: list[bytes] = []
         self._rest = b""  # the beginning of the next piece
-        self._sent_pieces = 0
+        self._sent_pieces = self._sent_bytes = 0
         self._thread = threads(1)
         self._sent: Future[None] | None = None
         self.stored_len = 0
@@ -101,7 +101,8 @@ class _PieceWriter:
         if not pieces:
             return
         self._wait()
-        self._check_room(sum(map(len, pieces)))
+        self._check_room(sum(map(len, pieces)), self._sent_bytes)
+        self._sent_bytes += sum(map(len, pieces))
         self._sent = self._thread.submit(self._commit, self._sent_pieces, pieces)
         self._sent_pieces += len(pieces)
 
@@ -113,15 +114,24 @@ class _PieceWriter:
 def read_up_to(source: BinaryIO, size: int) -> bytes:
     """Short reads happen (pipes, sockets): read until there is enough or no more."""
     parts, have = [], 0
-    while have < size:
-        part = source.read(size - have)
-        if not part:
-            break
-        if not isinstance(part, (bytes, bytearray)):
-            raise InvalidArgument("source", "must be a binary stream")
-        parts.append(bytes(part))
+    while have < size and (part := read_some(source, size - have, "source")):
+        parts.append(part)
         have += len(part)
     return b"".join(parts)
+
+
+def read_some(source: BinaryIO, size: int, name: str) -> bytes:
+    """Up to so many bytes of a stream that a caller gave as `name`; none at its end. Raises: InvalidArgument where it
+    keeps no such promise: what it gave would be stored as what it did not mean."""
+    part = source.read(size)
+    if part is None:
+        raise InvalidArgument(name, "must be a blocking stream: read gave None, which is not the end")
+    if not isinstance(part, (bytes, bytearray, memoryview)):
+        raise InvalidArgument(name, f"must be a binary stream, read gave {type(part).__name__}")
+    part = bytes(part)
+    if len(part) > size:
+        raise InvalidArgument(name, f"read({size}) gave {len(part)} bytes")
+    return part
 
 
 def frames_of(first: bytes, source: BinaryIO | None) -> Callable[[], Iterator[bytes]]:

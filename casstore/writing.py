@@ -446,6 +446,8 @@ class Writer:
         try:
             digest, raw_len, stored_len, seal = write_frames(backend, upload, raw_frames(), self.check_room, progress)
             row = backend.rows([digest])[0]
+            if row is None:
+                self.check_room(0, stored_len)  # others have put as well
             heal = row is not None and not self._reader.is_sound(digest)
             reach("upload.written")
             finished = [
@@ -480,11 +482,12 @@ class Writer:
             self._backend.sync()
             reach("put.after_sync")
 
-    def check_room(self, stored_len: int) -> None:
-        """Raises: StoreFull where so many bytes more would pass the quota or take the disk's reserve."""
+    def check_room(self, stored_len: int, before: int = 0) -> None:
+        """Raises: StoreFull where so many bytes more would pass the quota or take the disk's reserve. `before` were
+        written and do not count yet: the beginning of an upload."""
         if self._quota is not None:
             counters = self._backend.counters()
-            if counters.stored_bytes + counters.kept_bytes + stored_len > self._quota:
+            if counters.stored_bytes + counters.kept_bytes + before + stored_len > self._quota:
                 raise StoreFull(self._path, f"the quota of {self._quota} bytes would be passed")
         if self._path and stored_len:
             disk = os.statvfs(self._path)

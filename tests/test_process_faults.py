@@ -4,6 +4,7 @@ file, an interrupt between any two steps."""
 from __future__ import annotations
 
 import dis
+import io
 import os
 import resource
 import shutil
@@ -203,3 +204,55 @@ def test_an_interrupted_call_leaves_nothing_behind(tmp_path: Path, what: str) ->
         assert step > 20
         assert store.get(store.put(b"two")) == b"two"
         assert other_process(lambda: None) == 0
+
+
+# -- streams that keep no promise, and quotas --------------------------------------------------------------
+
+
+class Generous(io.RawIOBase):
+    """Gives more than was asked for."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def read(self, size: int = -1, /) -> bytes:
+        part = b"x" * min(self._left, size + 1)
+        self._left -= len(part)
+        return part
+
+
+class Waiting(io.RawIOBase):
+    """Has nothing just now."""
+
+    def __init__(self, first: bytes) -> None:
+        self._parts: list[bytes | None] = [first, None]
+
+    def read(self, size: int = -1, /) -> bytes | None:
+        return self._parts.pop(0) if self._parts else b""
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Generous(3 << 20), lambda: Waiting(b"x" * 100), lambda: Waiting(b"x" * (1 << 20)),
+             lambda: io.StringIO("x")],
+)  # fmt: skip
+def test_a_stream_that_keeps_no_promise_is_refused(tmp_path: Path, make: Callable[[], Any]) -> None:
+    """Too much would be stored as what cannot be read; nothing just now is not the end."""
+    with casstore.open(tmp_path / "home") as store:
+        with pytest.raises(casstore.InvalidArgument, match="source"):
+            store.put_file(make())
+        with pytest.raises((casstore.InvalidArgument, casstore.InvalidCar)):
+            store.import_(make())
+        assert not list(store) and store.stats().uploads == 0 and store.verify().ok
+
+
+def test_a_quota_holds_for_streams(tmp_path: Path) -> None:
+    """What an upload has written counts, before it is visible; nothing of it is left."""
+    with casstore.open(tmp_path / "home", quota=5 << 20) as store:
+        small = store.put(b"one")
+        for data in (os.urandom(6 << 20), os.urandom(20 << 20)):
+            for put in (lambda data=data: store.put_file(io.BytesIO(data)), lambda data=data: store.put(data)):
+                with pytest.raises(casstore.StoreFull, match="quota"):
+                    put()
+        assert list(store) == [small] and store.stats().uploads == 0
+        name = store.put_file(io.BytesIO(data := os.urandom(4 << 20)))
+        assert store.get(name) == data
