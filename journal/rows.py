@@ -185,6 +185,29 @@ def unpack_left(value: bytes) -> tuple[int, int]:
     return first, head
 
 
+def key_number(key: bytes, place: int) -> tuple[int, int]:
+    """The number at a place of a key, and the place after it. Raises: InvalidStream with `bad_row`."""
+    try:
+        return take_number(key, place)
+    except ValueError as error:
+        raise InvalidStream("bad_row", None, None, f"a key that is damaged, {key.hex()}: {error}") from error
+
+
+def id_of(data: bytes) -> UUID:
+    """A run id of 16 bytes. Raises: InvalidStream with `bad_row`."""
+    if len(data) != 16:
+        raise InvalidStream("bad_row", None, None, f"a run id of {len(data)} bytes, {data.hex()}")
+    return UUID(bytes=data)
+
+
+def state_name(data: bytes) -> str:
+    """The id of a state in a key. Raises: InvalidStream with `bad_row`."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidStream("bad_row", None, None, f"a state id that is no text, {data.hex()}") from error
+
+
 def unpack_number(data: bytes) -> int:
     """A row that is one number. Raises: InvalidStream with `bad_row`."""
     try:

@@ -14,7 +14,7 @@ from casstore.ids import ArtifactId
 from casstore.steps import reach
 from casstore.tables import ReadTransaction, Tables, WriteTransaction
 from journal.backend import ClaimRow, Look, RunRow, RunWrite, StateRow, Unit
-from journal.errors import JournalError, RunLive
+from journal.errors import InvalidStream, JournalError, RunLive
 from journal.failures import RunStatus
 from journal.rebuilding import RebuildReport, rebuild, survey
 from journal.rows import (
@@ -35,13 +35,15 @@ from journal.rows import (
     RUN,
     ST,
     fact_key,
+    id_of,
+    key_number,
     number,
     numbers,
     pack_claim,
     pack_run,
     pack_state,
+    state_name,
     status_byte,
-    take_number,
     unpack_claim,
     unpack_left,
     unpack_number,
@@ -67,7 +69,10 @@ class TableLook:
 
     def run(self, run_id: UUID) -> RunRow | None:
         found = self._txn.get(ID, run_id.bytes)
-        return None if found is None else self.numbered(unpack_number(found))
+        row = None if found is None else self.numbered(unpack_number(found))
+        if row is not None and row.run_id != run_id:
+            raise InvalidStream("bad_row", run_id, None, f"its id leads to the events of {row.run_id}")
+        return row
 
     def numbered(self, number_: int) -> RunRow | None:
         found = self._txn.get(RUN, number(number_))
@@ -85,8 +90,11 @@ class TableLook:
         return unpack_stamp(found) if row is None else (row.head, row.epoch)
 
     def next_number(self) -> int:
+        """One that was never given out, whatever damage made of the counter: what is there would be overwritten."""
         found = self._txn.get(META, META_NEXT_RUN)
-        return 1 if found is None else unpack_number(found)
+        counted = 1 if found is None else unpack_number(found)
+        given = (next(self._txn.scan(table, reverse=True), None) for table in (RUN, RS))
+        return max(counted, *(0 if row is None else key_number(row[0], 0)[0] + 1 for row in given))
 
     def first_epoch(self) -> int:
         found = self._txn.get(META, META_EPOCH)
@@ -95,7 +103,7 @@ class TableLook:
     def forgetting(self) -> Iterator[tuple[UUID, int, int]]:
         for rest, value in self.under(META, META_FORGETTING):
             head = unpack_left(value)[1]
-            yield UUID(bytes=value[:16]), unpack_number(rest), head
+            yield id_of(value[:16]), unpack_number(rest), head
 
     def claim(self, number_: int) -> ClaimRow | None:
         found = self._txn.get(CL, number(number_))
@@ -107,7 +115,7 @@ class TableLook:
 
     def states(self, number_: int) -> Iterator[tuple[str, StateRow]]:
         for rest, value in self.under(ST, number(number_)):
-            yield rest.decode(), unpack_state(value)
+            yield state_name(rest), unpack_state(value)
 
     def fact(self, number_: int, key: str) -> int | None:
         found = self._txn.get(FK, number(number_) + fact_key(key))
@@ -177,7 +185,7 @@ class TableLook:
         following = start
         while following <= last:
             row = next(rows, None)
-            following = last + 1 if row is None else take_number(row[0], 0)[0]
+            following = last + 1 if row is None else key_number(row[0], 0)[0]
             end = min(last + 1, following)
             for seq in range(max(start, first), end, _STRETCH):
                 yield seq, position + seq - start, min(_STRETCH, end - seq)
@@ -225,14 +233,14 @@ class TableLook:
                 return
             if before is not None and key == start:
                 continue
-            ended_ms, place = take_number(key, 1)
-            yield ended_ms, take_number(key, place)[0]
+            ended_ms, place = key_number(key, 1)
+            yield ended_ms, key_number(key, place)[0]
 
     def named(self, first: UUID, last: UUID) -> Iterator[UUID]:
         for key, _ in self._txn.scan(ID, first.bytes):
             if key > last.bytes:
                 return
-            yield UUID(bytes=key)
+            yield id_of(key)
 
     def cursor(self, name: str) -> int | None:
         found = self._txn.get(CUR, name.encode())
@@ -247,7 +255,7 @@ class TableLook:
         found = next(self._txn.scan(RS, prefix + number(seq), reverse=True), None)
         if found is None or not found[0].startswith(prefix):
             return None
-        return take_number(found[0], len(prefix))[0], unpack_number(found[1])
+        return key_number(found[0], len(prefix))[0], unpack_number(found[1])
 
     def _numbers(self, table: bytes, before: int | None) -> Iterator[int]:
         start = b"" if before is None else number(before)

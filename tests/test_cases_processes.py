@@ -225,12 +225,15 @@ def read():
 class Slow:
     # A stream that is in the middle of its upload while the process forks.
     def __init__(self):
-        self.parts = [os.urandom(1 << 20) for _ in range(3)]
+        self.parts, self.rest = [os.urandom(1 << 20) for _ in range(3)], b""
     def read(self, size):
-        if len(self.parts) == 1:
-            started.set()
-            hold.wait()
-        return self.parts.pop() if self.parts else b""
+        if not self.rest and self.parts:
+            if len(self.parts) == 1:
+                started.set()
+                hold.wait()
+            self.rest = self.parts.pop()
+        part, self.rest = self.rest[:size], self.rest[size:]
+        return part
 
 thread = {"write": threading.Thread(target=write), "read": threading.Thread(target=read),
           "upload": threading.Thread(target=lambda: store.put_file(Slow()))}.get(when)
