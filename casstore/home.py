@@ -13,7 +13,7 @@ from casstore.errors import DamagedStore, InvalidHome, NotAStore, UnsupportedFor
 
 __all__ = ["FORMAT_NUMBER", "Home", "format_text", "open_home", "replace_file"]
 
-FORMAT_NUMBER: Final = 5
+FORMAT_NUMBER: Final = 6
 _FEATURES: Final = frozenset[str]()
 _OURS: Final = frozenset({"store", "journal", "FORMAT", "gc.toml"})
 _FIELDS: Final = ("format", "uuid", "instance", "engine", "page_size", "hash", "requires")

@@ -3,13 +3,18 @@
 There is one form of a record (docs/FORMAT.md), so decoding and encoding again has to give the same bytes. Two codecs
 do it: libipld is fast, and lets through a link, which records have nowhere, as the bytes of its CID; cbor2 is asked
 where the bytes could hold one, or where libipld does not give them back, and says what is wrong with them.
+
+The array is followed by its CRC-32, the least byte first: each record is proven whenever it is read, also where the
+chain of its run is not (`inspection`), which tells of what was changed on purpose as well.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn
 from uuid import UUID
+from zlib import crc32
 
 import cbor2
 import libipld
@@ -27,6 +32,10 @@ _LINK_MARK: Final = b"\xd8\x2a"
 _SHORT: Final = values.MAX_DEPTH  # so short that it is shallow
 _decode: Final[Callable[[bytes], Any]] = libipld.decode_dag_cbor
 _encode: Final[Callable[[Any], bytes]] = libipld.encode_dag_cbor
+SEAL_BYTES: Final = 4
+_seal: Final = struct.Struct("<I").pack
+_SEALED: Final = 0x2144DF1C  # the CRC-32 of anything that is followed by its CRC-32
+_BROKEN: Final = "its checksum is wrong: it is not as it was written"
 _HEADS: Final = (bytes((0x86, VERSION)), bytes((0x87, VERSION)))  # 6 or 7 items, of which the first is the version
 
 
@@ -34,7 +43,12 @@ def form(row: list[Any]) -> bytes:
     """The bytes of an array of plain values; no longer than a record may be, that is for the caller to see."""
     data = _encode(row)
     # Where bytes look like a CID the fast codec makes a link of them.
-    return cbor2.dumps(row) if 0xD8 in data and _LINK_MARK in data else data
+    return seal(cbor2.dumps(row) if 0xD8 in data and _LINK_MARK in data else data)
+
+
+def seal(array: bytes) -> bytes:
+    """The array of a record with what proves it."""
+    return array + _seal(crc32(array))
 
 
 def parse(data: bytes, run_id: UUID | None = None) -> list[Any]:
@@ -45,8 +59,9 @@ def parse(data: bytes, run_id: UUID | None = None) -> list[Any]:
     row: list[Any] | None = None
     if type(data) is bytes and data.startswith(_HEADS) and (len(data) <= _SHORT or _is_short(data)):
         try:
-            row = _decode(data)
-            if _encode(row) != data or (0xD8 in data and _has_link(row[5], data)):
+            array = data[:-SEAL_BYTES]
+            row = _decode(array)
+            if crc32(data) != _SEALED or _encode(row) != array or (0xD8 in array and _has_link(row[5], array)):
                 row = None
         except Exception:  # whatever it was, it is found again
             row = None
@@ -69,7 +84,9 @@ def parse_quickly(records: Sequence[bytes]) -> Iterator[list[Any]]:
     """
     if max(map(len, records)) > _SHORT and not all(map(_is_short, records)):
         raise ValueError("too long or too deep for a record")
-    return map(_decode, records)
+    if any(map(_SEALED.__ne__, map(crc32, records))):
+        raise ValueError(_BROKEN)
+    return map(_decode, [data[:-SEAL_BYTES] for data in records])
 
 
 def _is_short(data: bytes) -> bool:
@@ -88,16 +105,19 @@ def _parse_carefully(data: bytes, run_id: UUID | None) -> list[Any]:
         raise InvalidField("record", f"bytes are wanted, not {type(data).__name__}")
     if len(data) > MAX_RECORD:
         raise InvalidField("record", f"{len(data)} bytes; at most {MAX_RECORD} are allowed")
+    array = data[:-SEAL_BYTES]
     try:
-        row = cbor2.loads(data, tag_hook=_refuse_tag, semantic_decoders=_NO_TAGS, allow_indefinite=False,
+        row = cbor2.loads(array, tag_hook=_refuse_tag, semantic_decoders=_NO_TAGS, allow_indefinite=False,
                           max_depth=_MAX_DEPTH)  # fmt: skip
-        whole = type(row) is list and type(row[0]) is int and row[0] == VERSION and cbor2.dumps(row) == data
+        whole = type(row) is list and type(row[0]) is int and row[0] == VERSION and cbor2.dumps(row) == array
     except Exception as error:  # the decoder's own errors are many; each means the same here
         _check_version(data, run_id)
-        raise _refused(data, f"not CBOR as records have it: {error}") from error
+        raise _refused(array, f"not CBOR as records have it: {error}") from error
     if not whole:
         _check_version(data, run_id)
-        raise _refused(data, "not the form that records have")
+        raise _refused(array, "not the form that records have")
+    if crc32(data) != _SEALED:
+        raise InvalidField("record", _BROKEN)
     if len(row) not in (6, 7):
         raise InvalidField("record", "6 or 7 items are wanted")
     return row  # type: ignore[no-any-return]
@@ -146,7 +166,7 @@ def _place_of(data: bytes, inside: bytes, offset: int) -> int | None:
 def _check_version(data: bytes, run_id: UUID | None) -> None:
     """What cannot be read may be of a later version. Raises: UnknownEventVersion, InvalidField."""
     version, _, seq = peek(data)
-    if version != VERSION:
+    if version != VERSION and crc32(data) == _SEALED:  # else it is a flipped bit that says so
         raise UnknownEventVersion(version, run_id, seq)
 
 

@@ -31,6 +31,7 @@ from journal import (
 )
 from journal import rows as journal_rows
 from journal.appends import Appender
+from journal.record_form import seal
 from journal.records import Context, decode_record
 from journal.testing import memory_journal
 
@@ -253,7 +254,7 @@ def refused_everywhere() -> None:
                 raise AssertionError(what)
         payload = b"\xa1\x61p" + data
         if len(payload) < 1500:
-            record = cbor2.dumps([1, 1, 6, 0, 6, ["note", payload, None], [None, 1]])
+            record = seal(cbor2.dumps([1, 1, 6, 0, 6, ["note", payload, None], [None, 1]]))
             with pytest.raises(InvalidStream) as caught:
                 decode_record(record, started_ms=0, resolve=Context(checkpoint_seq=1, checkpoint_id=NAME))
             assert caught.value.rule == "bad_record", what

@@ -1,5 +1,5 @@
-"""One damaged row of the journal, of any table. Whatever is done then is right or is one of our errors; verify finds what
-readers find; what can be made anew from the records is, and the records say what was appended."""
+"""One damaged row of the journal, of any table. Whatever is done then is right or is one of our errors; verify finds
+what readers find; what can be made anew from the records is, and the records say what was appended."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from casstore.table_backend import TableBackend as StoreBackend
 from casstore.tables import MemoryTables
 from casstore.testing import FakeClock
 from journal import DomainEvent, Journal
-from journal.rows import EV, META, STAGED, TABLES
+from journal.rows import CUR, EV, META, RUN, STAGED, TABLES
 from journal.table_backend import TableBackend
 from tests.helpers import SOAK_SECONDS
 
 Rows = dict[bytes, dict[bytes, bytes]]
-RECORDS: Final = (EV, META, STAGED)  # what nothing else tells
+RECORDS: Final = (EV, CUR, META, STAGED)  # what nothing else tells
 
 
 class Filled(NamedTuple):
@@ -131,7 +131,10 @@ def _check(filled: Filled, rows: Rows, table: bytes) -> None:
     left = look(jrn, filled)
     assert left <= failed, "a rebuild made it worse"
     if table not in RECORDS:
-        assert not left and jrn.verify() == [], f"not made anew: {left or jrn.verify()}"
+        codes = {finding.code for finding in jrn.verify()}
+        # A row that contradicts its records in what only it says: somebody may have changed these.
+        doubt = table == RUN and codes and codes <= {"wrong_chain", "unknown_run_id", "double_run_id"}
+        assert doubt or not (left or codes), f"not made anew: {left} {codes}"
     for run_id in filled.told:
         quietly(lambda run_id=run_id: jrn.append(run_id, jrn.head(run_id), [DomainEvent("more")]))  # type: ignore[misc]
     for run_id, told in filled.told.items():
