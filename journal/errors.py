@@ -115,7 +115,7 @@ class EventTooLarge(JournalError, ValueError):
     """The event's record would be longer than a record may be. Nothing was written."""
 
     code = "event_too_large"
-    hint = "Put the payload into an artifact and name it as payload_ref."
+    hint = "Put what is large into an artifact, and name it as payload_ref or, where that is taken, in the payload."
     names = ("size_bytes", "limit_bytes")
     template = "the event takes {size_bytes} bytes, at most {limit_bytes} are allowed"
     size_bytes: int

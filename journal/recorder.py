@@ -44,7 +44,7 @@ PAYLOAD_KIND: Final = "event_payload"
 CANCELLED: Final = "cancelled"
 
 # What a record takes besides name and payload: version, numbers, time, batch with token, reference, heads.
-_RECORD_OVERHEAD_BYTES: Final = 112
+_RECORD_OVERHEAD_BYTES: Final = 116
 _LOSING: Final = (Conflict, Fenced, Claimed, OutcomeUnknown, PoisonedHandle)
 
 Refill: TypeAlias = Callable[[], ArtifactId]

@@ -315,6 +315,7 @@ def base_of_an_earlier_look(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Writer, "_base", remember)
     patch.setattr(puts, "_insertable", lambda t, item, first: True)
+    patch.setattr(puts, "holds", lambda t, data_id, digest: True)
     patch.setattr(puts, "_insert", insert_stale)
 
 

@@ -23,6 +23,7 @@ from casstore import Busy, GcRefused, InvalidArgument, InvalidPolicy, ReadOnly
 from casstore.locks import collector_lock
 from casstore.testing import FakeClock, FakeRoots, memory_store
 from journal import Journal, records
+from journal.record_form import SEAL_BYTES, seal
 from journal.rows import DONE, EV, ID, LIVE, RUN, number
 
 REFUSED, USAGE, BUSY = 5, 2, 11
@@ -135,7 +136,7 @@ class Case:
 CASES = [
     Case("unreadable stream", lambda home: change_event(home, lambda data: data[:-1]), GcRefused, "unreadable_roots",
          "InvalidStream", REFUSED),
-    Case("unknown event version", lambda home: change_event(home, lambda data: data[:1] + b"\x07" + data[2:]),
+    Case("unknown event version", lambda home: change_event(home, lambda data: seal(data[:1] + b"\x07" + data[2:-SEAL_BYTES])),
          GcRefused, "unreadable_roots", "version 7", REFUSED),
     Case("lost row of a live run", drop_row(RUN, 0), GcRefused, "unreadable_roots", "1 runs have rows", REFUSED),
     Case("lost row of a run that ended", drop_row(RUN, 1), GcRefused, "unreadable_roots", "1 runs have rows", REFUSED),
@@ -145,7 +146,7 @@ CASES = [
     Case("live run that no id leads to", in_journal(lambda t: t.delete(ID, id_of(t, 1))), GcRefused,
          "unreadable_roots", "1 have ids", REFUSED),
     Case("live run whose id leads elsewhere", in_journal(lambda t: t.put(ID, id_of(t, 1), number(2))), GcRefused,
-         "unreadable_roots", "leads to run number 2", REFUSED),
+         "unreadable_roots", "its id leads to the events of", REFUSED),
     Case("live run whose id leads nowhere", in_journal(lambda t: t.put(ID, id_of(t, 1), number(9))), GcRefused,
          "unreadable_roots", "leads nowhere", REFUSED),
     Case("ended run that is listed as live", in_journal(lambda t: (t.put(LIVE, number(2), b""),
