@@ -136,8 +136,9 @@ class Case:
 CASES = [
     Case("unreadable stream", lambda home: change_event(home, lambda data: data[:-1]), GcRefused, "unreadable_roots",
          "InvalidStream", REFUSED),
-    Case("unknown event version", lambda home: change_event(home, lambda data: seal(data[:1] + b"\x07" + data[2:-SEAL_BYTES])),
-         GcRefused, "unreadable_roots", "version 7", REFUSED),
+    Case("unknown event version",
+         lambda home: change_event(home, lambda data: seal(data[:1] + b"\x07" + data[2:-SEAL_BYTES])), GcRefused,
+         "unreadable_roots", "version 7", REFUSED),
     Case("lost row of a live run", drop_row(RUN, 0), GcRefused, "unreadable_roots", "1 runs have rows", REFUSED),
     Case("lost row of a run that ended", drop_row(RUN, 1), GcRefused, "unreadable_roots", "1 runs have rows", REFUSED),
     Case("live run that is not listed", drop_row(LIVE, 0), GcRefused, "unreadable_roots", "0 are listed as live",

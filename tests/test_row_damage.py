@@ -291,8 +291,8 @@ def test_no_read_gives_the_others_bytes(crossed: Any) -> None:
     with pytest.raises(casstore.DamagedStore, match=str(names[0])):
         store.export(names[0], io.BytesIO())
     done = subprocess.run(
-        [Path(sys.executable).with_name("casstore"), "cat", str(names[0]), "--home", str(store.home)], capture_output=True,
-        check=False,
+        [Path(sys.executable).with_name("casstore"), "cat", str(names[0]), "--home", str(store.home)],
+        capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 3 and done.stdout == b"" and b"is damaged" in done.stderr
     assert store.get(names[1]) == data[1]
