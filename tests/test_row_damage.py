@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
+from test_verify import command
 
 import casstore
 from casstore import ArtifactId, CodedError, Store, values
@@ -312,6 +313,16 @@ def test_mend_finds_its_bytes(crossed: Any) -> None:
     store, names, data = crossed
     assert {found.id for found in store.mend().done} == {names[0]}
     assert store.verify().findings == () and [store.get(name) for name in names] == data
+
+
+def test_on_the_command_line(crossed: Any) -> None:
+    """What it put right is not told as left, and then nothing is."""
+    store, names, _ = crossed
+    code, document = command("verify", "--repair", "--home", store.home)
+    assert code == 0 and all(found["repaired"] for found in document["findings"])
+    assert {found["id"] for found in document["findings"]} == {str(names[0])}
+    code, document = command("verify", "--home", store.home)
+    assert code == 0 and document["findings"] == []
 
 
 def test_gc_refuses_and_takes_nothing(crossed: Any) -> None:

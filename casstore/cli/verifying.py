@@ -10,8 +10,9 @@ from typing import Any, Final, final
 from uuid import UUID
 
 import click
+from blake3 import blake3
 
-from casstore import ArtifactId, Finding, RepairReport, Store
+from casstore import ArtifactId, Finding, RepairReport, Store, StoreError
 from casstore.cli.options import open_store
 from casstore.home import replace_file
 from casstore.repairs import WANTED
@@ -19,6 +20,7 @@ from journal import InvalidStream, Journal, RebuildReport
 from journal.events import links
 
 FILE: Final = "verify.next"
+_UNREADABLE: Final = frozenset({"corrupt", "damaged_store"})
 _OF_BYTES: Final = frozenset({"corrupt", "corrupt_base", "damaged_store", "missing_need", "wrong_links"})
 
 
@@ -83,10 +85,13 @@ class Repaired:
     rebuilt: RebuildReport | None
     fetched: RepairReport | None
     left: frozenset[tuple[str, ArtifactId | None]]
+    readable: frozenset[ArtifactId]  # of what was mended, and could not be read before
 
     def is_gone(self, found: Finding) -> bool:
         """Whether a finding of before holds no more."""
         if self.fetched is not None and found.id in self.fetched.repaired:
+            return True
+        if found.code in _UNREADABLE and found.id in self.readable:
             return True
         return found.code not in _OF_BYTES and (found.code, found.id) not in self.left
 
@@ -100,7 +105,21 @@ def put_right(store: Store, jrn: Journal | None, findings: Sequence[Finding], so
         fetched = _fetch(store, jrn, findings, source)
         mended = store.mend()  # the counters: what was missing counts again
         done += mended.done
-    return Repaired(done, rebuilt, fetched, frozenset((found.code, found.id) for found in mended.left))
+    left = frozenset((found.code, found.id) for found in mended.left)
+    named = {found.id for found in done if found.id is not None}
+    again = {found.id for found in findings if found.code in _UNREADABLE and found.id is not None}
+    return Repaired(done, rebuilt, fetched, left, frozenset(name for name in named & again if _reads(store, name)))
+
+
+def _reads(store: Store, name: ArtifactId) -> bool:
+    hasher = blake3()
+    try:
+        with store.open_reader(name) as reader:
+            while part := reader.read(1 << 20):
+                hasher.update(part)
+    except StoreError:
+        return False
+    return hasher.digest() == name.digest
 
 
 def _fetch(store: Store, jrn: Journal | None, findings: Sequence[Finding], source: Path) -> RepairReport:
