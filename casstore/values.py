@@ -25,6 +25,7 @@ from casstore.scanning import first_fault
 
 __all__ = ["MAX_DEPTH", "decode", "encode", "encode_reference", "is_shallow", "links", "may_link"]
 
+_MANY: Final = 1 << 16  # items of a level, from which on those that are the same are looked for
 ITEMS_MAX: Final = 1 << 27  # of a value in which containers are shared, each counted wherever it stands
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 _LEAVES: Final = _PLAIN | {bytes}
@@ -174,12 +175,17 @@ def _is_simple(value: object) -> bool | None:
             return None if type(value) is ArtifactId else not linked
         if kinds - _CONTAINERS:
             return None
-        level = [item for item in level if type(item) in _CONTAINERS]
-        if len(set(map(id, level))) < len(level):
-            level, shared = list({id(item): item for item in level}.values()), True
+        if len(level) > _MANY:
+            level = [item for item in level if type(item) in _CONTAINERS]
+            if len(set(map(id, level))) < len(level):
+                level, shared = list({id(item): item for item in level}.values()), True
         below: list[Any] = []
         for item in level:
-            below += item.values() if type(item) is dict else item
+            kind = type(item)
+            if kind is dict:
+                below += item.values()
+            elif kind is list:
+                below += item
         level = below
     return None
 
