@@ -172,24 +172,25 @@ class Environment:
             raise Busy(f"{self.path}: this thread already holds the write lock")
         with self._mutex, _gate.passed():
             self._check()
-            who, txn = Presence(self._users_of_map.end), None
             try:
                 self._writer = me
-                txn = self._users_of_map.begin(who, self._begin_write)
-                yield txn
-                self._check_forked(txn)
-                self._commit(txn)
-            except BaseException as error:
-                if txn is not None:
-                    self._check_forked(txn)
-                    with suppress(lmdb.Error):  # it is committed, or was aborted by what failed
-                        txn.abort()  # a failed transaction is never used again (monero#2168)
-                if isinstance(error, lmdb.Error):
-                    raise self._translate(error) from error
-                raise
+                with Presence(self._begin_write, self._users_of_map.end) as txn:
+                    yield from self._writing(txn)
             finally:
-                self._users_of_map.end(who)
                 self._writer = None
+
+    def _writing(self, txn: Any) -> Iterator[Any]:
+        try:
+            yield txn
+            self._check_forked(txn)
+            self._commit(txn)
+        except BaseException as error:
+            self._check_forked(txn)
+            with suppress(lmdb.Error):  # it is committed, or was aborted by what failed
+                txn.abort()  # a failed transaction is never used again (monero#2168)
+            if isinstance(error, lmdb.Error):
+                raise self._translate(error) from error
+            raise
 
     def _commit(self, txn: Any) -> None:
         try:
@@ -314,7 +315,10 @@ class Environment:
             self._env.reader_check()
             return self._env.begin()
 
-    def _begin_write(self) -> Any:
+    def _begin_write(self, who: object) -> Any:
+        return self._users_of_map.begin(who, self._begin_write_now)
+
+    def _begin_write_now(self) -> Any:
         try:
             return self._env.begin(write=True)
         except lmdb.MapResizedError:

@@ -7,8 +7,6 @@ reader slot: its snapshot could then be overwritten under it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final, final
 
 from casstore.presence import Presence
@@ -49,15 +47,9 @@ class ForkGate:
             with self._changed:
                 self._changed.notify_all()
 
-    @contextmanager
-    def passed(self) -> Iterator[None]:
+    def passed(self) -> Presence[None]:
         """Inside for a block."""
-        who = Presence(self.leave)
-        try:
-            self.enter(who)
-            yield
-        finally:
-            self.leave(who)
+        return Presence(self.enter, self.leave)
 
     def before_fork(self) -> None:
         me = threading.get_ident()

@@ -180,13 +180,8 @@ class GenerationTables:
     def _is_current(self, tables: LmdbTables) -> bool:
         return tables is self._tables and self._signature() == self._seen
 
-    @contextmanager
-    def _entered(self) -> Iterator[LmdbTables]:
-        who = Presence(self._leave)
-        try:
-            yield self._enter(who)
-        finally:
-            self._leave(who)
+    def _entered(self) -> Presence[LmdbTables]:
+        return Presence(self._enter, self._leave)
 
     def _enter(self, who: object) -> LmdbTables:
         """The current generation, which stays open until `who` leaves."""
