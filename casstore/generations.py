@@ -190,8 +190,12 @@ class GenerationTables:
         with self._lock:
             if self._signature() != self._seen:
                 self._move_on()
-            self._active.setdefault(self._tables, set()).add(id(who))
-            return self._tables
+            tables = self._tables
+            inside = self._active.get(tables)
+            if inside is None:
+                inside = self._active[tables] = set()
+            inside.add(id(who))
+            return tables
 
     def _move_on(self) -> None:
         if identity(self._home) != self._identity:  # nothing of ours may be written there
@@ -244,17 +248,15 @@ class _Reading:
         try:
             return self._inner.__exit__(kind, error, trace)
         finally:
-            self._left()
-
-    def _left(self) -> None:
-        owner = getattr(self, "_owner", None)  # it may not even have been made
-        if owner is not None:
-            owner._leave(self)
-            self._owner = None
+            if self._owner is not None:
+                self._owner._leave(self)
+                self._owner = None
 
     def __del__(self) -> None:
         """An interrupt can come between any two steps: what was not left then is left now."""
-        self._left()
+        owner = getattr(self, "_owner", None)  # it may not even have been made
+        if owner is not None:
+            owner._leave(self)
 
 
 @final
@@ -265,7 +267,7 @@ class _Listing:
         self._txn = txn
         self._prefixes = {name: bytes((place,)) for place, name in enumerate(names)}
         self.get, self.count, self.scan, self.version = txn.get, txn.count, txn.scan, txn.version
-        self.get_many, self.keys = txn.get_many, txn.keys
+        self.get_many, self.keys, self.last = txn.get_many, txn.keys, txn.last
 
     def put(self, table: bytes, key: bytes, value: bytes) -> None:
         self._txn.put(CHANGED, self._prefixes[table] + key, b"")

@@ -103,6 +103,10 @@ class _LmdbTransaction:
             if cursor.set_range(start) if start else cursor.first():
                 yield from cursor.iternext(keys=True, values=False)
 
+    def last(self, table: bytes) -> bytes | None:
+        with self._txn.cursor(db=self._handles[table]) as cursor:
+            return bytes(cursor.key()) if cursor.last() else None
+
     def version(self) -> int:
         number: int = self._txn.id()
         return number

@@ -113,15 +113,13 @@ def holds(t: ReadTransaction, data_id: int, digest: bytes) -> bool:
 def skip_given(t: ReadTransaction, state: State) -> None:
     """See to it that the next data_id was never given out, whatever damage made of the counter: what is there would be
     overwritten. Raises: DamagedStore where it is too far off to go on from."""
-    for key, _ in t.scan(DA, reverse=True):
-        if len(key) != 8:
-            continue  # for `audits` to say
-        last = from_u64(key)
-        if last >= state.next_data_id + NUMBERS_AHEAD_MAX:
-            what = f"the next data_id is {state.next_data_id}, and {last} was given out"
-            raise DamagedStore("table meta1", what)
-        state.next_data_id = max(state.next_data_id, last + 1)
-        return
+    key = t.last(DA)
+    if key is not None and len(key) != 8:  # for `audits` to say
+        key = next((key for key, _ in t.scan(DA, reverse=True) if len(key) == 8), None)
+    last = 0 if key is None else from_u64(key)
+    if last >= state.next_data_id + NUMBERS_AHEAD_MAX:
+        raise DamagedStore("table meta1", f"the next data_id is {state.next_data_id}, and {last} was given out")
+    state.next_data_id = max(state.next_data_id, last + 1)
 
 
 def touch(t: WriteTransaction, state: State, digest: bytes, row: IxRow, now_s: int, kinds: int = 0) -> None:
@@ -185,6 +183,7 @@ def _put_one(
     elif not renew and not unlinked and _is_fresh(state, row, item.kind, now_s):
         return None
     if unlinked:
+        t.delete(LN, item.digest)  # a damaged row, if there is one
         _link(t, item, row.data_id)
     touch(t, state, item.digest, row, now_s, _add_kind(t, item))
     return Outcome.HIT
@@ -330,8 +329,6 @@ def _link(t: WriteTransaction, item: NewArtifact, data_id: int) -> None:
             raise UploadLost
     if item.links:
         t.put(LN, item.digest, b"".join(item.links))
-    elif _knows_links(item):
-        t.delete(LN, item.digest)  # a damaged row of them
 
 
 def _knows_links(item: NewArtifact) -> bool:
@@ -365,6 +362,8 @@ def _heal(t: WriteTransaction, state: State, item: NewArtifact, row: IxRow, now_
         loosen(t, state)
         return True
     state.stored_bytes += _rewrite(t, row.data_id, item)
+    if _knows_links(item):
+        t.delete(LN, item.digest)
     _link(t, item, row.data_id)
     state.raw_bytes += item.raw_len - row.raw_len
     touch(t, state, item.digest, row._replace(raw_len=item.raw_len), now_s, _add_kind(t, item))

@@ -32,6 +32,9 @@ class ReadTransaction(Protocol):
     def keys(self, table: bytes, start: bytes = b"") -> Iterator[bytes]:
         """Keys >= start ascending, without reading what they hold."""
 
+    def last(self, table: bytes) -> bytes | None:
+        """The greatest key, None in an empty table."""
+
     def version(self) -> int:
         """The number of the commit that it shows: greater after every commit of any process."""
 
@@ -162,6 +165,10 @@ class _MemoryTransaction:
         for key in found:
             if key in rows:
                 yield key, rows[key]
+
+    def last(self, table: bytes) -> bytes | None:
+        keys = self._keys[table]
+        return keys[-1] if keys else None
 
     def version(self) -> int:
         return self._version

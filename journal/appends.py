@@ -265,7 +265,8 @@ class Appender:
         version of the look."""
         seen: set[UUID] = set()
         with self._backend.look() as look:
-            number = look.next_number()
+            starts = any(request.expected_seq == 0 for append in appends for request in append.requests)
+            number = look.next_number() if starts else 0
             for append in appends:
                 runs = {request.run_id for request in append.requests}
                 if seen & runs:

@@ -93,8 +93,8 @@ class TableLook:
         """One that was never given out, whatever damage made of the counter: what is there would be overwritten."""
         found = self._txn.get(META, META_NEXT_RUN)
         counted = 1 if found is None else unpack_number(found)
-        given = (next(self._txn.scan(table, reverse=True), None) for table in (RUN, RS))
-        return max(counted, *(0 if row is None else key_number(row[0], 0)[0] + 1 for row in given))
+        given = (self._txn.last(RUN), self._txn.last(RS))
+        return max(counted, *(0 if key is None else key_number(key, 0)[0] + 1 for key in given))
 
     def first_epoch(self) -> int:
         found = self._txn.get(META, META_EPOCH)
@@ -392,10 +392,11 @@ def _second(unit: Unit) -> int:
 
 def _are_stale(look: TableLook, writes: Sequence[RunWrite]) -> bool:
     """Whether what any of the writes was made from has changed since."""
-    fresh = look.next_number()
+    fresh = 0
     for write in writes:
         before = write.before
         if before is None:
+            fresh = fresh or look.next_number()
             if write.after.number != fresh or look.run(write.after.run_id) is not None:
                 return True
             fresh += 1
