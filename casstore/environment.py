@@ -122,7 +122,10 @@ class _Reading:
 
     def __del__(self) -> None:
         """An interrupt can come between any two steps: what was not left then is left now."""
-        if getattr(self, "_gate", None) is None or self._environment._pid != forks.pid:
+        if getattr(self, "_gate", None) is None:
+            return
+        if self._environment._pid != forks.pid:
+            _leak(self._txn)
             return
         if self._txn is not None:
             self._txn.abort()
