@@ -45,6 +45,7 @@ __all__ = ["Environment", "check_filesystem", "open_environment"]
 MAP_SIZE_BYTES: Final = 1 << 40
 READER_CHECK_S: Final = 30.0
 _READERS_MAX: Final = 1024
+_LOCK_BYTES: Final = 8192
 _NO_ADDRESS_SPACE: Final = "no address space for the memory map"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NETWORK_FILESYSTEMS: Final = (
@@ -472,17 +473,17 @@ def _open_lmdb(
 
 
 def _allot_lock_file(path: Path) -> None:
-    """LMDB maps this file and writes to it: without room for it on the disk that would end the process (SIGBUS). Only
-    where nobody in this process has it open: closing it gives up the process's locks on it."""
+    """LMDB maps this file and writes to it: without room for it on the disk that would end the process (SIGBUS). What
+    125 readers at once take is made sure of; all of it would be 64 KiB a home. Only where nobody in this process has
+    the file open: closing it gives up the process's locks on it."""
     file = path / "lock.mdb"
     try:
         with suppress(FileNotFoundError):
-            found = os.stat(file)
-            if found.st_size and found.st_blocks * 512 >= found.st_size:
+            if os.stat(file).st_blocks * 512 >= _LOCK_BYTES:
                 return
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size or (_READERS_MAX - 1) * 64 + 192)  # as LMDB
+            os.posix_fallocate(descriptor, 0, min(_LOCK_BYTES, (_READERS_MAX - 1) * 64 + 192))
         finally:
             os.close(descriptor)
     except OSError as error:
