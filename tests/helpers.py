@@ -39,6 +39,15 @@ def soak_machine(machine: type[RuleBasedStateMachine]) -> int:
     return rounds
 
 
+def soak_seeds(check: Callable[[int], None]) -> int:
+    """Check ever new seeds for SOAK_SECONDS; how many."""
+    count, until = 0, time.monotonic() + SOAK_SECONDS
+    while count == 0 or time.monotonic() < until:
+        check(1000 + count)
+        count += 1
+    return count
+
+
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     """A Python process of its own with pipes to its input and output."""
     line = [sys.executable, "-c", code, *map(str, arguments)]

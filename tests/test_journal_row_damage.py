@@ -4,7 +4,6 @@ what readers find; what can be made anew from the records is, and the records sa
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -23,7 +22,7 @@ from casstore.testing import FakeClock
 from journal import DomainEvent, Journal
 from journal.rows import CUR, EV, META, RUN, STAGED, TABLES
 from journal.table_backend import TableBackend
-from tests.helpers import SOAK_SECONDS
+from tests.helpers import soak_seeds
 
 Rows = dict[bytes, dict[bytes, bytes]]
 RECORDS: Final = (EV, CUR, META, STAGED)  # what nothing else tells
@@ -150,8 +149,4 @@ def test_one_damaged_row(filled: Filled) -> None:
 
 @pytest.mark.soak
 def test_one_damaged_row_for_long(filled: Filled) -> None:
-    seed, until = 1000, time.monotonic() + SOAK_SECONDS
-    while time.monotonic() < until:
-        check(filled, seed)
-        seed += 1
-    print(seed - 1000, "rows damaged")
+    print(soak_seeds(lambda seed: check(filled, seed)), "rows damaged")

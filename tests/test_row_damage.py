@@ -7,7 +7,6 @@ import io
 import random
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from casstore.rows import DA, IX, LEASE, LEASED, META, PIN, STATE_KEY, TABLES, I
 from casstore.table_backend import TableBackend
 from casstore.tables import MemoryTables
 from casstore.testing import FakeClock, FakeRoots
-from tests.helpers import SOAK_SECONDS
+from tests.helpers import soak_seeds
 
 Rows = dict[bytes, dict[bytes, bytes]]
 FRAME: Final = 1 << 20
@@ -245,11 +244,7 @@ def test_one_damaged_row(filled: Filled) -> None:
 
 @pytest.mark.soak
 def test_one_damaged_row_for_long(filled: Filled) -> None:
-    seed, until = 1000, time.monotonic() + SOAK_SECONDS
-    while time.monotonic() < until:
-        check(filled, seed)
-        seed += 1
-    print(seed - 1000, "rows damaged")
+    print(soak_seeds(lambda seed: check(filled, seed)), "rows damaged")
 
 
 # -- an index row that leads to another's bytes ----------------------------------------------------------
