@@ -10,7 +10,6 @@ chain of its run is not (`inspection`), which tells of what was changed on purpo
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn
 from uuid import UUID
@@ -23,6 +22,7 @@ from casstore import values
 from casstore.scanning import first_fault
 from journal.errors import InvalidEvent, InvalidField, InvalidStream, MalformedField, UnknownEventVersion
 from journal.events import FIELD_COUNTS
+from journal.seals import BROKEN, SEAL_BYTES, SEALED, seal
 
 VERSION: Final = 1
 MAX_RECORD: Final = 1900  # two records fit a 4 KiB page of the tree that keeps them
@@ -32,10 +32,6 @@ _LINK_MARK: Final = b"\xd8\x2a"
 _SHORT: Final = values.MAX_DEPTH  # so short that it is shallow
 _decode: Final[Callable[[bytes], Any]] = libipld.decode_dag_cbor
 _encode: Final[Callable[[Any], bytes]] = libipld.encode_dag_cbor
-SEAL_BYTES: Final = 4
-_seal: Final = struct.Struct("<I").pack
-_SEALED: Final = 0x2144DF1C  # the CRC-32 of anything that is followed by its CRC-32
-_BROKEN: Final = "its checksum is wrong: it is not as it was written"
 _HEADS: Final = (bytes((0x86, VERSION)), bytes((0x87, VERSION)))  # 6 or 7 items, of which the first is the version
 
 
@@ -44,11 +40,6 @@ def form(row: list[Any]) -> bytes:
     data = _encode(row)
     # Where bytes look like a CID the fast codec makes a link of them.
     return seal(cbor2.dumps(row) if 0xD8 in data and _LINK_MARK in data else data)
-
-
-def seal(array: bytes) -> bytes:
-    """The array of a record with what proves it."""
-    return array + _seal(crc32(array))
 
 
 def parse(data: bytes, run_id: UUID | None = None) -> list[Any]:
@@ -61,7 +52,7 @@ def parse(data: bytes, run_id: UUID | None = None) -> list[Any]:
         try:
             array = data[:-SEAL_BYTES]
             row = _decode(array)
-            if crc32(data) != _SEALED or _encode(row) != array or (0xD8 in array and _has_link(row[5], array)):
+            if crc32(data) != SEALED or _encode(row) != array or (0xD8 in array and _has_link(row[5], array)):
                 row = None
         except Exception:  # whatever it was, it is found again
             row = None
@@ -84,8 +75,8 @@ def parse_quickly(records: Sequence[bytes]) -> Iterator[list[Any]]:
     """
     if max(map(len, records)) > _SHORT and not all(map(_is_short, records)):
         raise ValueError("too long or too deep for a record")
-    if any(map(_SEALED.__ne__, map(crc32, records))):
-        raise ValueError(_BROKEN)
+    if any(map(SEALED.__ne__, map(crc32, records))):
+        raise ValueError(BROKEN)
     return map(_decode, [data[:-SEAL_BYTES] for data in records])
 
 
@@ -116,8 +107,8 @@ def _parse_carefully(data: bytes, run_id: UUID | None) -> list[Any]:
     if not whole:
         _check_version(data, run_id)
         raise _refused(array, "not the form that records have")
-    if crc32(data) != _SEALED:
-        raise InvalidField("record", _BROKEN)
+    if crc32(data) != SEALED:
+        raise InvalidField("record", BROKEN)
     if len(row) not in (6, 7):
         raise InvalidField("record", "6 or 7 items are wanted")
     return row  # type: ignore[no-any-return]
@@ -166,7 +157,7 @@ def _place_of(data: bytes, inside: bytes, offset: int) -> int | None:
 def _check_version(data: bytes, run_id: UUID | None) -> None:
     """What cannot be read may be of a later version. Raises: UnknownEventVersion, InvalidField."""
     version, _, seq = peek(data)
-    if version != VERSION and crc32(data) == _SEALED:  # else it is a flipped bit that says so
+    if version != VERSION and crc32(data) == SEALED:  # else it is a flipped bit that says so
         raise UnknownEventVersion(version, run_id, seq)
 
 

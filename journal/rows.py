@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 from uuid import UUID
+from zlib import crc32
 
 from blake3 import blake3
 
@@ -17,6 +18,7 @@ from journal.backend import ClaimRow, RunRow, StateRow, Tail
 from journal.errors import InvalidStream
 from journal.failures import RunStatus
 from journal.ids import check_op_id, check_state_id
+from journal.seals import BROKEN, SEAL_BYTES, SEALED, seal
 
 EV: Final = b"ev1"  # position -> record
 RS: Final = b"rs1"  # run ‖ first seq of a batch -> position
@@ -95,15 +97,18 @@ def pack_run(row: RunRow) -> bytes:
         row.epoch, row.head, row.started_ms, max(row.updated_ms - row.started_ms, 0), row.checkpoint_seq,
         row.tail_seq, row.tail_attempt, row.n_completed, row.policy_seq, row.retry_at_ms, len(op),
     )  # fmt: skip
-    return b"".join((
+    return seal(b"".join((
         row.run_id.bytes, row.manifest_id.digest, row.checkpoint_id.digest, row.chain, bytes((flags,)),
         *map(number, numbers), op, row.tail_state.encode(),
-    ))  # fmt: skip
+    )))  # fmt: skip
 
 
 def unpack_run(run: int, data: bytes) -> RunRow:
     """Raises: InvalidStream with `bad_row`."""
     try:
+        if crc32(data) != SEALED:
+            raise ValueError(BROKEN)
+        data = data[:-SEAL_BYTES]
         flags = data[_DIGESTS]
         if flags >= 2 * _FINAL_FLAG:
             raise ValueError("flags")
@@ -142,7 +147,7 @@ def unpack_stamp(data: bytes) -> tuple[int, int]:
 
 def pack_state(row: StateRow) -> bytes:
     """Three numbers."""
-    return number(row.attempts) + number(row.completed_seq) + number(row.completed_place)
+    return seal(number(row.attempts) + number(row.completed_seq) + number(row.completed_place))
 
 
 def unpack_state(data: bytes) -> StateRow:
@@ -151,7 +156,9 @@ def unpack_state(data: bytes) -> StateRow:
         attempts, place = take_number(data, 0)
         completed_seq, place = take_number(data, place)
         completed_place, place = take_number(data, place)
-        if place != len(data):
+        if crc32(data) != SEALED:
+            raise ValueError(BROKEN)
+        if place != len(data) - SEAL_BYTES:
             raise ValueError("too long")
     except ValueError as error:
         raise InvalidStream("bad_row", None, None, f"a row of a state: {error}") from error

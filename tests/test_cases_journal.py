@@ -31,8 +31,8 @@ from journal import (
 )
 from journal import rows as journal_rows
 from journal.appends import Appender
-from journal.record_form import seal
 from journal.records import Context, decode_record
+from journal.seals import seal
 from journal.testing import memory_journal
 
 RUN, OTHER = UUID(int=1), UUID(int=2)

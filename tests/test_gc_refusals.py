@@ -23,8 +23,8 @@ from casstore import Busy, GcRefused, InvalidArgument, InvalidPolicy, ReadOnly
 from casstore.locks import collector_lock
 from casstore.testing import FakeClock, FakeRoots, memory_store
 from journal import Journal, records
-from journal.record_form import SEAL_BYTES, seal
 from journal.rows import DONE, EV, ID, LIVE, RUN, number
+from journal.seals import SEAL_BYTES, seal
 
 REFUSED, USAGE, BUSY = 5, 2, 11
 

@@ -27,8 +27,8 @@ from journal.events import (
     StateError,
     StateFailed,
 )
-from journal.record_form import SEAL_BYTES, seal
 from journal.records import Batch, Context, decode_record, encode_record
+from journal.seals import SEAL_BYTES, seal
 
 RUN = UUID("00000000-0000-4000-8000-000000000001")
 START = 1_700_000_000_000
