@@ -197,6 +197,7 @@ class Verdict(enum.Enum):
     SPARE = "spare"
     DELETE = "delete"  # index row and bytes
     KEEP_BYTES = "keep_bytes"  # index row only: a living delta needs the bytes
+    UNBURY = "unbury"  # its time in quarantine is over, and a living delta needs the bytes
 
 
 class SweepView(Protocol):
@@ -255,6 +256,12 @@ class BlobBackend(Protocol):
     # -- read: each call is one snapshot
     def bind(self, uuid: str) -> str:
         """The uuid that this store carries; set to `uuid` the first time."""
+
+    def has_journal(self) -> bool:
+        """Whether the home has, or had, a journal."""
+
+    def set_journal(self) -> None:
+        """It has one now."""
 
     def rows(self, digests: Sequence[bytes]) -> list[Row | None]: ...
     def load(self, digest: bytes, known: Callable[[bytes], bool], *, exact: bool = False) -> list[Stored] | None:

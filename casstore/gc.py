@@ -46,6 +46,7 @@ UPLOAD_ABANDONED_S: Final = 7 * 86400
 _SPARE: Final = Decision(Verdict.SPARE)
 _DELETE: Final = Decision(Verdict.DELETE)
 _KEEP_BYTES: Final = Decision(Verdict.KEEP_BYTES)
+_UNBURY: Final = Decision(Verdict.UNBURY)
 
 
 @final
@@ -102,18 +103,21 @@ class Collector:
         self._kept = IdSet()  # candidates that were collected before, and whose bytes nothing needs any more
         self._buried = Marks()  # what artifacts in quarantine link to: it must not be lost before they are
         self._buried_until_s = 0
+        self._over = IdSet()  # what is in quarantine, and whose time there is over
         self._lost: dict[int, bytes] | None = None
         self._done = _Done()
         self._firm = IdSet()  # what needs no lease and no youth to stay
         self._first_until_s = 0  # when the first of what is in quarantine may go; 0: nothing is there
         self._position = 0
         self._epoch: int | None = None
+        self._seen = (0, 0)  # where nothing is written: what other gcs had done when it began
         self._staged_position = -1  # of the newest staged row that was read
         self._commit = 0  # the store's newest commit after this gc's last one
 
     def preview(self) -> GcReport:
         """What a collection would remove now. Writes nothing."""
         opened = self._backend.gc_peek(self._now_s, self._grace_s)
+        self._seen = self._gcs()
         try:
             if self._glance(opened) is not None:
                 return self._report(opened, dry_run=True, incremental=True)
@@ -298,8 +302,8 @@ class Collector:
         self._scan_kept()
         condemned = old.without(self._marks.visible)
         self._done.condemned = len(condemned)
-        kept = self._kept.without(self._marks.bytes)
-        return array("Q", merge(condemned, kept, reverse=True)) if kept else condemned
+        kept, held = self._kept.without(self._marks.bytes), self._over.within(self._marks.bytes)
+        return array("Q", merge(condemned, kept, held, reverse=True)) if kept or held else condemned
 
     def _scan_kept(self) -> None:
         """Bytes that neither a delta nor the quarantine needs. What is in quarantine needs the bytes of its bases,
@@ -314,6 +318,8 @@ class Collector:
                     links += row.links
                 else:
                     self._kept.add(row.data_id)
+                    if row.until_s:
+                        self._over.add(row.data_id)
             self._buried.reach(links, self._backend.edges, _nothing)
 
     def _reach(self, digests: Sequence[bytes], named_by: str) -> None:
@@ -321,8 +327,15 @@ class Collector:
         for digest in self._marks.reach_staged(digests, self._backend.edges, self._stage.needs):
             if self._epoch is not None:  # a later gc may have taken it, rightly
                 self._backend.gc_recent(self._epoch)
+            elif self._gcs() != self._seen:
+                raise Busy("another gc removes something just now; look again when it has ended")
             detail = f"{named_by} names or needs {digest.hex()}, which is not in the store"
             raise GcRefused("missing_root", detail)
+
+    def _gcs(self) -> tuple[int, int]:
+        """What every gc, and nothing else, changes."""
+        counters = self._backend.counters()
+        return counters.epoch, counters.swept
 
     def _late_staged(self) -> list[bytes]:
         """What was staged since the last look, and what that needs: roots, whatever became of their run (H26)."""
@@ -408,7 +421,8 @@ class Collector:
             return "asked"
         if first:
             return ""  # one batch at least: a gc that always stops must end some day
-        if self._limits.bytes is not None and self._done.stored >= self._limits.bytes:
+        taken = self._done.stored + self._done.kept + self._done.quarantined
+        if self._limits.bytes is not None and taken >= self._limits.bytes:
             return "bytes"
         if self._limits.time_s is not None and self._pace.timer() - self._began >= self._limits.time_s:
             return "time"
@@ -457,7 +471,7 @@ class Collector:
         their turn comes later."""
         verdict = self._marks.verdict(candidate)
         if verdict is _SPARE.verdict:
-            return _SPARE
+            return _UNBURY if candidate.kept and candidate.data_id in self._over else _SPARE
         if candidate.kept or not (self._until_s or self._buried_until_s):
             return _DELETE if verdict is _DELETE.verdict else _KEEP_BYTES
         until_s = self._until_s
@@ -479,6 +493,7 @@ class Collector:
         """What a sweep of these would do, added to what is done."""
         kept = stored = quarantined = raw = 0
         removed: list[tuple[bytes, int]] = []
+        batch = [candidate for candidate in batch if candidate.digest]  # else another gc took it just now
         rows = self._backend.rows([candidate.digest for candidate in batch])
         for candidate, row in zip(batch, rows, strict=True):
             _, size = self._backend.encoding(candidate.data_id)

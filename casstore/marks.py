@@ -73,13 +73,22 @@ class IdSet:
         size = len(self._bits)
         left = int.from_bytes(self._bits, "little")
         right = int.from_bytes(other._bits[:size], "little")
-        rest = (left & ~right).to_bytes(size, "little")
-        found = array("Q")
-        for place in range(size - 1, -1, -1):
-            byte = rest[place]
-            if byte:
-                found.extend(place << 3 | bit for bit in _FALLING[byte])
-        return found
+        return _falling((left & ~right).to_bytes(size, "little"))
+
+    def within(self, other: IdSet) -> array[int]:
+        """What is here and there, falling."""
+        size = len(self._bits)
+        both = int.from_bytes(self._bits, "little") & int.from_bytes(other._bits[:size], "little")
+        return _falling(both.to_bytes(size, "little"))
+
+
+def _falling(bits: bytes) -> array[int]:
+    found = array("Q")
+    for place in range(len(bits) - 1, -1, -1):
+        byte = bits[place]
+        if byte:
+            found.extend(place << 3 | bit for bit in _FALLING[byte])
+    return found
 
 
 _FALLING: Final = tuple(tuple(bit for bit in range(7, -1, -1) if byte >> bit & 1) for byte in range(256))

@@ -36,7 +36,8 @@ def parse_duration(text: str) -> int:
 def parse_size(text: str) -> int:
     """`20GiB`, `500 MB`, `1048576` in bytes. Raises: ValueError."""
     found = _SIZE.fullmatch(text.strip())
-    size = int(float(found[1]) * _UNITS[found[2] or "B"]) if found else _MOST
+    number = float(found[1]) * _UNITS[found[2] or "B"] if found else _MOST
+    size = int(min(number, _MOST))  # a number with hundreds of digits is infinite
     if size >= _MOST:
         raise ValueError(f"{text!r} is no size such as 20GiB, 500MB or 1048576")
     return size

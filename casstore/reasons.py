@@ -39,7 +39,7 @@ def why(
     row = row or backend.rows([digest])[0]  # it may have been settled between the two looks
     if row is None and staged is None:
         return _gone(graph, digest, roots, now_s)
-    if found := graph.search(digest, _held(graph, roots)):
+    if found := graph.search(digest, _held(graph, roots, now_s)):
         detail = "needed"
         if staged is not None:
             detail = f"staged by the append at position {staged.position}; it stays at least until it is settled"
@@ -68,7 +68,7 @@ def _gone(graph: _Graph, digest: bytes, roots: RootSource | None, now_s: int) ->
         return Why(id=name, state="collected", path=(), detail=detail, since_s=gone.when_s, until_s=gone.until_s)
     path: tuple[str, ...] = ()
     if graph.backend.copies(digest):
-        found = graph.search(digest, _held(graph, roots), bases=True)
+        found = graph.search(digest, _held(graph, roots, now_s), bases=True)
         path = found.path if found else ()
         detail += "; its bytes stay, since a delta is made of them; put the same bytes again to have it back"
     return Why(id=name, state="collected", path=path, detail=detail, since_s=gone.when_s)
@@ -131,7 +131,7 @@ def _unneeded(
             keep = shown_span(policy.keep_s(root.status))
             detail = f"only runs that ended name it, and the last of them is past its retention of {keep}"
     detail += "; the next gc takes it"
-    base = graph.search(name.digest, _held(graph, roots), bases=True)
+    base = graph.search(name.digest, _held(graph, roots, now_s), bases=True)
     if base is not None:
         path = base.path
         detail += "; its bytes stay, since a delta is made of them"
@@ -141,8 +141,8 @@ def _unneeded(
 # -- roots -------------------------------------------------------------------------------------------------
 
 
-def _held(graph: _Graph, roots: RootSource | None) -> Iterator[_Start]:
-    """What holds with no end: live runs, pins, leases, and what is staged."""
+def _held(graph: _Graph, roots: RootSource | None, now_s: int) -> Iterator[_Start]:
+    """What holds with no end: live runs, pins, leases that are not over, and what is staged."""
     if roots is not None:
         for root in roots.live_roots(completed_after_ms=None):
             yield _start(root)
@@ -150,7 +150,8 @@ def _held(graph: _Graph, roots: RootSource | None) -> Iterator[_Start]:
         kind = pin.removeprefix(PIN)
         yield _Start(f"pin {pin}" if kind == pin else f"dictionary of kind {kind} (pin {pin})", digest)
     for lease, until_s, digest in graph.backend.leased():
-        yield _Start(f"lease {lease} until {shown_time(until_s)}", digest)
+        if not until_s or until_s > now_s:  # without an end it is damage, and held
+            yield _Start(f"lease {lease} until {shown_time(until_s)}", digest)
     for row in graph.stage.rows():
         yield _Start(f"staged by the append at position {row.position}", row.digest)
 

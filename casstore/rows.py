@@ -35,6 +35,7 @@ CHANGED: Final = b"changed1"  # place in TABLES ‖ key -> nothing: what changed
 TABLES: Final = (IX, DA, D, LN, KN, KP, GONE, PIN, LEASE, LEASED, STAGE, RECENT, PURGE, GCS, TICK, META, CHANGED)
 STATE_KEY: Final = b"state"
 UUID_KEY: Final = b"uuid"
+JOURNAL_KEY: Final = b"journal"  # there once the home has a journal
 RESERVED_KEY: Final = b"reserved"  # the next data_id for a dictionary; not there in stores made before these were
 DATA_IDS_RESERVED: Final = 1024  # the first data_id that is not for dictionaries
 DICTIONARY_KIND: Final = "dictionary"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from operator import itemgetter
 from typing import Final
 
@@ -63,10 +63,8 @@ def gc_open(t: WriteTransaction, now_s: int, grace_s: int, report: bytes) -> GcO
     for name, expiry in list(t.scan(LEASE)):
         if from_u64(expiry) <= now_s:
             drop_lease(t, name)
-    for first, second in list(t.scan(TICK)):
-        if from_u64(second) >= now_s - _TICKS_KEPT_S:
-            break
-        t.delete(TICK, first)
+    old = takewhile(lambda tick: from_u64(tick[1]) < now_s - max(_TICKS_KEPT_S, grace_s), t.scan(TICK))
+    t.delete_many(TICK, [first for first, _ in list(old)[:-1]])  # the newest of them says how old what came before is
     t.put(GCS, u64(state.epoch), report)
     finish(t, state)
     return _opened(t, state, now_s)
@@ -105,9 +103,9 @@ def _cut(t: ReadTransaction, state: State, old_s: int) -> int:
     cut = state.commit
     for first, second in t.scan(TICK, reverse=True):
         if from_u64(second) < old_s:
-            break
+            return cut
         cut = from_u64(first) - 1
-    return cut
+    return 0  # what was touched before the first tick that is kept may be as young as that
 
 
 def require_epoch(state: State, epoch: int) -> None:
@@ -293,12 +291,22 @@ def _take_kept(t: WriteTransaction, state: State, going: list[_Going]) -> int:
     """Bytes that no delta needs any more, and whose window is over; how many."""
     stored = 0
     for digest, data_id, decision, size, _ in going:
-        if decision.verdict is Verdict.DELETE and t.delete(KP, u64(data_id)):
+        if decision.verdict is Verdict.UNBURY:
+            _unbury(t, digest, data_id)
+        elif decision.verdict is Verdict.DELETE and t.delete(KP, u64(data_id)):
             end_copy(t, digest, data_id)
             drop_bytes(t, [data_id])
             stored += size
     state.kept_bytes -= stored
     return stored
+
+
+def _unbury(t: WriteTransaction, digest: bytes, data_id: int) -> None:
+    """Its window is over: it cannot be brought back any more, though its bytes stay. Unless it was put again since."""
+    was = gone(t, digest)
+    if was is not None and was.data_id == data_id and was.until_s:
+        t.delete(LN, digest)
+        t.put(GONE, digest, was._replace(until_s=0, names=()).pack())
 
 
 def drop_bytes(t: WriteTransaction, data_ids: Sequence[int]) -> None:

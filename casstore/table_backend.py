@@ -40,6 +40,7 @@ from casstore.rows import (
     GONE,
     IX,
     IX_SIZE,
+    JOURNAL_KEY,
     KN,
     KP,
     LEASE,
@@ -90,6 +91,14 @@ class TableBackend:
                     puts.reserve(w)
                     found = uuid.encode()
         return _uuid(found or uuid.encode())
+
+    def has_journal(self) -> bool:
+        with self._tables.read() as t:
+            return t.get(META, JOURNAL_KEY) is not None
+
+    def set_journal(self) -> None:
+        with self._tables.write() as t:
+            t.put(META, JOURNAL_KEY, b"")
 
     # -- read
 

@@ -350,8 +350,8 @@ def open_journal(
     home: str | os.PathLike[str], *, store: Store | None = None, codec: ContextCodec | None = None,
     create: bool = True, read_only: bool = False, clock: Callable[[], float] = time.time,
 ) -> Journal:  # fmt: skip
-    """Open the journal at `home`, or make one there. Without `store` the store of that home is opened too, and closed
-    with the journal.
+    """Open the journal at `home`, or make one there, unless it had one. Without `store` the store of that home is
+    opened too, and closed with the journal.
 
     Raises: NotAStore, InvalidHome, UnsupportedFormat, UnsupportedFilesystem, DamagedStore, AlreadyOpen.
     """
@@ -363,6 +363,9 @@ def open_journal(
     used = casstore.open(home, create=create, read_only=read_only, clock=clock) if store is None else store
     try:
         fresh = not (opened.journal_path / "data.mdb").exists()
+        if fresh and used._backend.has_journal():
+            # An empty one in its place would say that no run is live, and gc would believe it.
+            raise DamagedStore(str(opened.journal_path), "the home had a journal, and it is missing")
         if fresh and not (create and not read_only):
             raise DamagedStore(str(opened.journal_path), "there is no journal")
         tables = LmdbTables(opened.journal_path, TABLES, create=fresh, read_only=read_only, durable=True)
@@ -370,6 +373,8 @@ def open_journal(
         try:
             if backend.bind(opened.uuid) != opened.uuid:
                 raise DamagedStore(str(opened.path), "FORMAT and the journal's data file name different homes")
+            if not used.read_only and not used._backend.has_journal():
+                used._backend.set_journal()  # once it is there
         except BaseException:
             tables.close()
             raise

@@ -376,8 +376,11 @@ def _retained(look: Look, retention: Retention) -> list[int]:
     ops: dict[str, int] = {}
     ended = (_ended_since(look, status, retention.oldest_ms(status.value)) for status in RunStatus)
     for ended_ms, number, status in heapq.merge(*ended, reverse=True):
-        op_id = _listed(look, number, RunStatus(status)).op_id
-        place = ops[op_id] = ops.get(op_id, 0) + 1
+        row = _listed(look, number, RunStatus(status))
+        if row.updated_ms != ended_ms:
+            detail = f"it is listed as ended at {ended_ms}, and ended at {row.updated_ms}"
+            raise InvalidStream("bad_row", row.run_id, None, detail)
+        place = ops[row.op_id] = ops.get(row.op_id, 0) + 1
         if retention.keeps(status, ended_ms, place):
             kept.append(number)
     return kept

@@ -56,6 +56,7 @@ _SCAN_FROM: Final = 3
 _STRETCH: Final = 1024
 _KNOWN_MAX: Final = 4096
 _GREATEST: Final = b"\xff" * 9
+_ENDED: Final = tuple(map(status_byte, RunStatus))
 
 
 @final
@@ -142,6 +143,9 @@ class TableLook:
         return self._txn.count(EV)
 
     def tallies(self) -> tuple[int, int]:
+        for key in (next(self._txn.keys(DONE), None), self._txn.last(DONE)):
+            if key is not None and key[:1] not in _ENDED:
+                raise InvalidStream("bad_row", None, None, f"a run is listed as ended with no status, {key.hex()}")
         return self._txn.count(LIVE), self._txn.count(DONE)
 
     def registered(self) -> tuple[int, int]:

@@ -62,7 +62,7 @@ class _Costly:
         self._tables, self._txn, self.counts = tables, txn, {IX: 0, D: 0}
         self.get, self.put, self.append, self.scan, self.count = txn.get, txn.put, txn.append, txn.scan, txn.count
         self.get_many, self.put_many, self.keys = txn.get_many, txn.put_many, txn.keys
-        self.append_many = txn.append_many
+        self.append_many, self.last = txn.append_many, txn.last
 
     def delete(self, table, key):
         self._tables.now += COST_S

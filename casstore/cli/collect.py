@@ -162,11 +162,13 @@ def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def gc_journal(home: Path, store: Store, *, read_only: bool) -> Iterator[Journal]:
     """The journal that says what is live. Raises: GcRefused where it is missing, or is not this home's."""
     if not has_journal(home):
-        raise GcRefused("missing_journal", f"{home} has a store but no journal, so nothing says what is live")
+        detail = f"{home} has a store but no journal, so nothing says what is live. Put its journal back"
+        raise GcRefused("missing_journal", f"{detail}; where it never had one, `casstore init` makes it")
     try:
         jrn = open_journal(home, store, read_only=read_only)
     except DamagedStore as error:
-        raise GcRefused("unusable_journal", f"nothing says what is live: {error}") from error
+        detail = f"nothing says what is live: {error} It has to be the journal of this home"
+        raise GcRefused("unusable_journal", detail) from error
     with jrn:
         yield jrn
 
