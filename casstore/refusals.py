@@ -14,9 +14,14 @@ class Asked(Exception):
     """Stop, before anything was removed."""
 
 
-def refuse_implausible(condemned: int, total: int) -> None:
+def is_implausible(condemned: int, total: int) -> bool:
     """A gc that would take nearly all of a store of some size more likely looks at the wrong journal."""
-    if total >= 1000 and condemned > total * 0.99:
+    return total >= 1000 and condemned > total * 0.99
+
+
+def refuse_implausible(condemned: int, total: int) -> None:
+    """Raises: GcRefused where it is implausible."""
+    if is_implausible(condemned, total):
         raise GcRefused("implausible_share", f"{condemned} of {total} artifacts would go; --force if that is meant")
 
 

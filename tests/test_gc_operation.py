@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +190,15 @@ def test_a_size_with_hundreds_of_digits(text: str) -> None:
         parse_size(text)
     with pytest.raises(ValueError, match="no duration"):
         parse_duration(text + "d")
+
+
+def test_a_preview_says_what_would_be_refused(tmp_path: Path) -> None:
+    """Nearly everything: the gc refuses that, and its preview says so."""
+    home = tmp_path / "home"
+    with journal.open(home) as jrn:
+        jrn.store.put_many([b"%d" % n for n in range(1200)])
+    done = subprocess.run(
+        [Path(sys.executable).with_name("casstore"), "gc", "--dry-run", "--grace", "0s", "--home", str(home)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "would refuse that" in done.stdout and "would remove 1200 artifacts" in done.stdout

@@ -49,6 +49,8 @@ def report_lines(report: GcReport, *, listed: bool, explained: bool) -> Iterator
     if explained and told is not None:
         yield from _gone_lines(told)
     if report.dry_run:
+        if is_implausible(len(report.removed), len(report.removed) + report.live):
+            yield "a gc would refuse that, as nearly all of the store, without --force"
         yield f"{shown_size(report.stored_bytes)} would be free for new artifacts"
     else:
         yield f"{shown_size(report.stored_bytes)} are free for new artifacts"
