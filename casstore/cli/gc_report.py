@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from casstore import GcExplanation, GcRecord, GcReport
 from casstore.cli.options import counted, shown_size
+from casstore.refusals import is_implausible
 from casstore.times import shown_time
 
 _STOPPED: Final = {"time": "stopped after --max-time", "bytes": "stopped at --max-bytes", "asked": "stopped"}
