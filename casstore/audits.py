@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, final
 
 from casstore.codec import needs_base
+from casstore.counters import greatest_reserved, load_state, reserved
 from casstore.errors import DamagedStore
-from casstore.puts import find, load_state, record_at
+from casstore.puts import find, record_at
 from casstore.rows import (
     DA,
     GONE,
@@ -387,9 +388,24 @@ def _sums(t: ReadTransaction, start: bytes, share: Share, _: int) -> AuditPage:
         wrong = miscounted(t) if share.k == share.n else {}
     except DamagedStore as error:
         return AuditPage((AuditItem(b"", (Problem("bad_row", None, str(error)),)),), None)
-    told = (f"{name.replace('_', ' ')}: {counted}, there are {there}" for name, (counted, there) in wrong.items())
-    problem = Problem("wrong_counters", None, "counters say " + "; ".join(told))
-    return AuditPage((AuditItem(b"", (problem,)),) if wrong else (), None)
+    told = [f"{name.replace('_', ' ')}: {counted}, there are {there}" for name, (counted, there) in wrong.items()]
+    problems = [Problem("wrong_counters", None, "counters say " + "; ".join(told))] if wrong else []
+    said = wrong_reserved(t) if share.k == share.n else None
+    problems += [Problem("wrong_counters", None, said)] if said is not None else []
+    return AuditPage((AuditItem(b"", tuple(problems)),) if problems else (), None)
+
+
+def wrong_reserved(t: ReadTransaction) -> str | None:
+    """What is wrong with the next data_id for a dictionary: it must be greater than any that has something."""
+    last = greatest_reserved(t)
+    try:
+        following = reserved(t)
+    except DamagedStore:
+        return "the next data_id for a dictionary cannot be read"
+    # 1,023 artifacts of another kind are there as well in a store that reserves none.
+    if following is None or last < following:
+        return None
+    return f"the next data_id for a dictionary is {following}, and {last} was given out"
 
 
 def miscounted(t: ReadTransaction) -> dict[str, tuple[int, int]]:

@@ -8,12 +8,12 @@ numbers count the store's write transactions.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from casstore.audits import AuditPage, Mended, Share
-    from casstore.mending import Prove
+    from casstore.evidence import Prove
 
 
 class Row(NamedTuple):
@@ -336,9 +336,9 @@ class BlobBackend(Protocol):
     def put_in_order(self, items: Sequence[NewArtifact], now_s: int, lease: str | None) -> PutResult:
         """As `put`, of what was missing; in the same transaction what `reorder` does."""
 
-    def mend(self, now_s: int, prove: Prove) -> list[Mended]:
-        """Put right rows that belong to nothing, and the counters (`casstore.mending`); what was done. The caller
-        keeps collections and compactions out."""
+    def mend(self, now_s: int, prove: Prove, relink: Set[bytes]) -> list[Mended]:
+        """Put right rows that belong to nothing, and the counters (`casstore.mending`); what was done. `relink` are
+        artifacts whose row of links is known not to be right. The caller keeps collections and compactions out."""
 
     def reorder(self, now_s: int) -> int:
         """Give new data_ids to what links to younger artifacts, and to all that links to it; how many."""

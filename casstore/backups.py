@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
-from casstore import puts, sweeps
+from casstore import counters, puts, sweeps
 from casstore.environment import check_filesystem
 from casstore.errors import DamagedStore, InvalidArgument, StoreFull
 from casstore.generations import COPYING, MOVED
@@ -81,7 +81,7 @@ class Draft:
                 with tables.write() as txn:
                     more = sweeps.purge(txn, _PURGE_PIECES)
             with tables.read() as look:
-                state = puts.load_state(look)
+                state = counters.load_state(look)
             self._artifacts, self._raw_bytes = state.artifacts, state.raw_bytes
 
     @contextmanager
@@ -171,7 +171,7 @@ def _destination(home: Path, dest: str | os.PathLike[str]) -> Path:
 
 def _settle(txn: WriteTransaction) -> None:
     """Drop what belongs to the processes of the home that was copied."""
-    state = puts.begin(txn)
+    state = counters.begin(txn)
     for key in [key for key, _ in txn.scan(LEASE)]:
         txn.delete(LEASE, key)
     for table in (LEASED, RECENT, CHANGED):
@@ -182,7 +182,7 @@ def _settle(txn: WriteTransaction) -> None:
     for key in (COPYING, MOVED):
         txn.delete(META, key)
     state.gc_open = 0
-    puts.finish(txn, state)
+    counters.finish(txn, state)
 
 
 def _is_full(error: BaseException, place: Path) -> bool:

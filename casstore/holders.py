@@ -3,15 +3,24 @@ name or end."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
 
 from casstore.audits import Mended
-from casstore.puts import begin, finish, loosen
-from casstore.rows import LEASE, LEASED, PIN, PURGE, STAGE, text, u64
+from casstore.counters import begin, finish, loosen
+from casstore.rows import LEASE, LEASED, LN, PIN, PURGE, STAGE, text, u64
 from casstore.steps import reach
 from casstore.tables import ReadTransaction, Tables, WriteTransaction
 
 LEASE_S: Final = 86400  # what a lease is given whose end cannot be read
+NAME_MAX: Final = 400  # bytes of a name that was damaged: a key has at most 511, of a lease and a digest together
+
+
+def is_named(t: ReadTransaction, digest: bytes) -> bool:
+    """Whether a row of links, a pin or a lease is of this artifact. Looks at all of them."""
+    named = (value[at : at + 32] for _, value in t.scan(LN) for at in range(0, len(value), 32))
+    held = itertools.chain((value[:32] for _, value in t.scan(PIN)), (key[-32:] for key in t.keys(LEASED)))
+    return digest in itertools.chain(named, held)
 
 
 def mend(tables: Tables, now_s: int) -> list[Mended]:
@@ -58,7 +67,7 @@ def _rename(t: WriteTransaction) -> list[Mended]:
     """Names that are no text get one, by which they can be removed."""
     done = []
     for table, name in _unnamed(t):
-        good = text(name).encode()
+        good = _readable_name(t, table, name)
         for key, value in [row for row in t.scan(LEASED, name) if row[0][:-32] == name and table == LEASE]:
             t.delete(LEASED, key)
             t.put(LEASED, good + key[-32:], value)
@@ -67,6 +76,13 @@ def _rename(t: WriteTransaction) -> list[Mended]:
         t.put(table, good, value)
         done.append(Mended("bad_name", None, f"{'pin' if table == PIN else 'lease'} {good.decode()} has this name now"))
     return done
+
+
+def _readable_name(t: ReadTransaction, table: bytes, name: bytes) -> bytes:
+    """One that is not taken, and not too long for a key."""
+    good = text(name).encode()[:NAME_MAX].decode(errors="ignore")
+    names = (f"{good}~{n}" if n else good for n in itertools.count())
+    return next(name for name in map(str.encode, names) if t.get(table, name) is None)
 
 
 def _unnamed(t: ReadTransaction) -> list[tuple[bytes, bytes]]:

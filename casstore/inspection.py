@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import suppress
 from typing import Final
 
@@ -186,7 +186,7 @@ def check(backend: BlobBackend, reader: Reader, name: ArtifactId) -> list[Findin
     return found
 
 
-def mend(backend: BlobBackend, reader: Reader, now_s: int) -> MendReport:
+def mend(backend: BlobBackend, reader: Reader, now_s: int, relink: Set[bytes]) -> MendReport:
     """Put right what needs no good copy, and look again, at rows and not at bytes."""
 
     def prove(data_id: int, row: DaRow) -> tuple[bool, tuple[bytes, ...] | None]:
@@ -200,7 +200,7 @@ def mend(backend: BlobBackend, reader: Reader, now_s: int) -> MendReport:
             return False, None
         return True, links_of(data) if len(data) <= FRAME_SIZE else None  # a larger one may be a stream, without links
 
-    done = backend.mend(now_s, prove)
+    done = backend.mend(now_s, prove, relink)
     left = [finding for area in audits.AREAS for finding in _structure(backend, area)]
     return MendReport(done=tuple(_finding(*item) for item in done), left=tuple(left))
 

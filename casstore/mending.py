@@ -4,21 +4,22 @@ good copy from elsewhere.
 Area by area: what is wrong is looked for in short reads; then each row is judged again in the transaction that
 changes it, with few others, so writers go on and a kill leaves each of them as it was or right. Nothing that could
 still be the only copy of an artifact is removed: a record whose row in the index is lost gets it back if its bytes
-prove the id, and stays where they do not. The caller keeps gc and compact out; from each of these transactions on the
-next gc marks everything.
+prove the id, and stays where they do not. A row of links that cannot be right is made anew from bytes that prove the
+id. The caller keeps gc and compact out; from each of these transactions on the next gc marks everything.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
-from typing import Final, NamedTuple, final
+from typing import Final, final
 
 from casstore import audits, holders, tallies
 from casstore.audits import WHOLE, Mended, Problem
+from casstore.counters import NUMBERS_AHEAD_MAX, begin, finish, is_given, loosen
 from casstore.errors import DamagedStore
-from casstore.puts import NUMBERS_AHEAD_MAX, begin, find, finish, holds, loosen, record_at, touch
+from casstore.evidence import Facts, Links, Prove, is_lost, is_nobodys, learn, pages, shown_record
+from casstore.puts import find, record_at, touch
 from casstore.repairs import reorder
 from casstore.rows import (
     DA,
@@ -45,18 +46,17 @@ from casstore.rows import (
 )
 from casstore.steps import reach
 from casstore.sweeps import drop_bytes, links
-from casstore.tables import ReadTransaction, Tables, WriteTransaction
+from casstore.tables import Tables, WriteTransaction
 
 PART_ROWS: Final = 256  # changed in one transaction
 PIECES_MAX: Final = 2000  # of one data_id removed in one transaction
-_PAGE: Final = 2000
 _NUMBER_MAX: Final = 1 << 62  # a greater data_id is damage, and not one to go on from
 
-# Of these findings of `audits`; bad_row where it is not one of links or of a pin, wrong_order where it is one of links.
+# Of these findings of `audits`; bad_row where it is not one of a pin, wrong_order where it is one of links.
 MENDS: Final = frozenset({
-    "bad_key", "bad_name", "bad_row", "orphan_kind", "orphan_lease", "orphan_links", "orphan_pieces", "orphan_record",
-    "wrong_counters", "wrong_gone", "wrong_kept", "wrong_length", "wrong_number", "wrong_order", "wrong_purge",
-    "wrong_record", "wrong_touch",
+    "bad_key", "bad_name", "bad_row", "missing_link", "orphan_kind", "orphan_lease", "orphan_links", "orphan_pieces",
+    "orphan_record", "wrong_counters", "wrong_gone", "wrong_kept", "wrong_length", "wrong_number", "wrong_order",
+    "wrong_purge", "wrong_record", "wrong_touch",
 })  # fmt: skip
 # A row of the index that cannot be read comes after what is lost, which it may link to.
 _AREAS: Final = ("kept", "gone", "records", "artifacts", "pieces", "links", "kinds", "ticks")
@@ -64,32 +64,15 @@ _TABLES: Final = {
     "gone": GONE, "kept": KP, "records": DA, "artifacts": IX, "pieces": D, "links": LN, "kinds": KN, "ticks": TICK,
 }  # fmt: skip
 
-Links = tuple[bytes, ...]
-# Of (data_id, record) whether the bytes have the id that the record says, and what they link to, None where that is
-# what the row of links says.
-Prove = Callable[[int, DaRow], tuple[bool, Links | None]]
 
-
-@final
-class _Facts(NamedTuple):
-    """Learned before anything is judged; nothing that is done meanwhile makes it less: bytes that nothing reaches
-    are no new delta's base, and what they prove they prove."""
-
-    bases: frozenset[int]
-    proofs: dict[tuple[int, bytes], tuple[bool, Links | None]]  # of a data_id, whether it has the bytes of a digest
-    lost: dict[bytes, list[int]]  # artifacts whose row in the index is of no use, and data_ids of their records
-
-    def proven(self, data_id: int, digest: bytes) -> bool:
-        """Whether these bytes are this artifact's."""
-        return self.proofs.get((data_id, digest), (False, None))[0]
-
-
-def mend(tables: Tables, now_s: int, prove: Prove) -> list[Mended]:
-    """All of it; what was done, in order."""
+def mend(tables: Tables, now_s: int, prove: Prove, relink: Set[bytes] = frozenset()) -> list[Mended]:
+    """All of it; what was done, in order. `relink` are artifacts whose row of links is known not to be right."""
     done: list[Mended] = tallies.rebuild(tables)
     for area in _AREAS:
         keys = list(_wrong(tables, area))
-        facts = _learn(tables, area, keys, prove) if keys else None
+        if area == "artifacts":
+            keys += sorted(relink - set(keys))
+        facts = learn(tables, area, keys, prove, relink) if keys else None
         if facts is not None and area == "artifacts":  # what they link to first
             keys.sort(key=lambda digest: max(facts.lost.get(digest, ()), default=0))
         while keys and facts is not None:
@@ -107,114 +90,15 @@ def mend(tables: Tables, now_s: int, prove: Prove) -> list[Mended]:
 
 def _wrong(tables: Tables, area: str) -> Iterator[bytes]:
     """Keys of an area where something is to be put right, ascending."""
-    for items in _pages(tables, area):
+    for items in pages(tables, area):
         yield from (item.key for item in items if any(problem.code in MENDS for problem in item.problems))
-
-
-def _pages(tables: Tables, area: str) -> Iterator[tuple[audits.AuditItem, ...]]:
-    at: bytes | None = b""
-    while at is not None:
-        with tables.read() as t:
-            page = audits.audit(t, area, at, WHOLE, _PAGE)
-        yield page.items
-        at = page.next
-
-
-def _learn(tables: Tables, area: str, keys: Sequence[bytes], prove: Prove) -> _Facts:
-    if area == "links":
-        left = (problem.digest for page in _pages(tables, "records") for item in page for problem in item.problems
-                if problem.code == "orphan_record")  # fmt: skip
-        return _Facts(frozenset(), {}, {digest: [] for digest in left if digest is not None})
-    if area not in ("artifacts", "kept", "records"):
-        return _Facts(frozenset(), {}, {})
-    wanted, bases = set(keys), set[int]()
-    lost, candidates = defaultdict[bytes, list[int]](list), dict[tuple[int, bytes], DaRow]()
-    at = b""
-    while True:
-        with tables.read() as t:
-            rows = [row for _, row in zip(range(_PAGE), t.scan(DA, at), strict=False)]
-        for key, value in rows:
-            try:
-                row = DaRow.unpack(value)
-                from_u64(key)
-            except DamagedStore:
-                continue
-            bases.add(row.base)
-            if (row.digest if area == "artifacts" else key) in wanted:
-                lost[row.digest].append(from_u64(key))
-                candidates[from_u64(key), row.digest] = row
-        if len(rows) < _PAGE:
-            break
-        at = rows[-1][0] + b"\0"
-    with tables.read() as t:
-        doubtful = {
-            place: row for place, row in candidates.items() if area == "kept" or _is_doubtful(t, place[1], row)
-        }
-        for key in () if area == "records" else keys:
-            doubtful |= _relabelled(t, area, key)
-        shown = dict(filter(None, (_shown(t, digest) for _, digest in candidates))) if area == "records" else {}
-    proofs = {(data_id, row.digest): prove(data_id, row) for data_id, row in shown.items()}
-    damaged = {digest for (_, digest), (proven, _) in proofs.items() if not proven}
-    # Where what is visible is damaged, these may be the good bytes.
-    doubtful |= {place: row for place, row in candidates.items() if place[1] in damaged}
-    proofs |= {(data_id, digest): prove(data_id, row) for (data_id, digest), row in doubtful.items()}
-    return _Facts(frozenset(bases), proofs, dict(lost))
-
-
-def _is_lost(t: ReadTransaction, digest: bytes) -> bool:
-    """Whether the index should have a readable row of this artifact that leads to its record, and has none: nobody
-    collected it."""
-    try:
-        row = find(t, digest)
-    except DamagedStore:
-        return True
-    return t.get(GONE, digest) is None if row is None else not holds(t, row.data_id, digest)
-
-
-def _shown(t: ReadTransaction, digest: bytes) -> tuple[int, DaRow] | None:
-    """Data_id and record of what is visible, where they can be read."""
-    try:
-        row = find(t, digest)
-    except DamagedStore:
-        return None
-    found = None if row is None else record_at(t, row.data_id)
-    return None if row is None or found is None else (row.data_id, found)
-
-
-def _is_doubtful(t: ReadTransaction, digest: bytes, row: DaRow) -> bool:
-    """Whether it takes the bytes to say what is right."""
-    if _is_lost(t, digest):
-        return True
-    shown = find(t, digest)
-    return shown is not None and shown.raw_len != row.raw_len
-
-
-def _relabelled(t: ReadTransaction, area: str, key: bytes) -> dict[tuple[int, bytes], DaRow]:
-    """A record that index or list of what is kept names for an artifact, and that says that it is another's, which
-    nobody knows: as it should be."""
-    try:
-        digest = key if area == "artifacts" else t.get(KP, key)
-        row = find(t, key) if area == "artifacts" else None
-        data_id = from_u64(key) if area != "artifacts" else 0 if row is None else row.data_id
-    except DamagedStore:
-        return {}
-    found = record_at(t, data_id)
-    if digest is None or found is None or not _is_nobodys(t, data_id, found):
-        return {}
-    return {(data_id, digest): found._replace(digest=digest)}
-
-
-def _is_nobodys(t: ReadTransaction, data_id: int, record: DaRow) -> bool:
-    """Whether neither the index nor the list of what is kept knows a record under the digest that it says."""
-    row = t.get(IX, record.digest)
-    return t.get(KP, u64(data_id)) != record.digest and (row is None or row[:8] != u64(data_id))
 
 
 @final
 class _Part:
     """What is put right in one transaction."""
 
-    def __init__(self, t: WriteTransaction, now_s: int, facts: _Facts) -> None:
+    def __init__(self, t: WriteTransaction, now_s: int, facts: Facts) -> None:
         self._t, self._now_s, self._facts = t, now_s, facts
         self._state: State = begin(t)
         self._disordered = False
@@ -233,10 +117,15 @@ class _Part:
         items = audits.audit(self._t, area, key, WHOLE, 1).items
         if not items or items[0].key != key:
             return True
-        for problem in items[0].problems:
+        problems = items[0].problems
+        if area == "artifacts" and key in self._facts.relinked and (said := self._relink(key)) is not None:
+            self.done.append(Mended("wrong_links", key, said))
+            again = audits.audit(self._t, area, key, WHOLE, 1).items[0].problems
+            problems = tuple(problem for problem in again if problem.code != "wrong_touch")  # touched just now
+        for problem in problems:
             how = _HOW.get((area, problem.code))
             if problem.code == "bad_key" or (area == "ticks" and problem.code == "bad_row"):
-                said: str | None = "the row is gone" if self._t.delete(_TABLES[area], key) else None
+                said = "the row is gone" if self._t.delete(_TABLES[area], key) else None
             else:
                 said = None if how is None else how(self, key, problem)
             if said is not None:
@@ -247,9 +136,37 @@ class _Part:
 
     # -- the index
 
+    def _relink(self, digest: bytes) -> str | None:
+        """Its row of links says what its bytes say, where that is something else, and all of it is there."""
+        shown = shown_record(self._t, digest)
+        proven, named = (False, None) if shown is None else self._facts.proofs.get((shown[0], digest), (False, None))
+        if shown is None or not proven or named is None or named == links(self._t, digest):
+            return None
+        if not self._link(digest, shown[0], named):
+            return None
+        row = find(self._t, digest)
+        assert row is not None
+        touch(self._t, self._state, digest, row, self._now_s)
+        return "it links to what its bytes link to"
+
+    def _link(self, digest: bytes, data_id: int, wanted: Links) -> bool:
+        """Write its row of links, where all that it names is there; what is not older is brought into order later."""
+        try:
+            rows = [find(self._t, link) for link in wanted]
+        except DamagedStore:
+            return False
+        if None in rows:
+            return False
+        self._disordered = self._disordered or any(row is not None and row.data_id >= data_id for row in rows)
+        if wanted:
+            self._t.put(LN, digest, b"".join(wanted))
+        else:
+            self._t.delete(LN, digest)
+        return True
+
     def bad_row(self, digest: bytes, problem: Problem) -> str | None:
-        if not _is_lost(self._t, digest):
-            return None  # it is its links that are damaged
+        if not is_lost(self._t, digest):
+            return None  # it is its links that are damaged, and not to be told from its bytes
         for data_id in self._facts.lost.get(digest, []):
             record = record_at(self._t, data_id)
             if record is not None and self._t.get(KP, u64(data_id)) is None and self._list(data_id, record):
@@ -263,21 +180,34 @@ class _Part:
     def wrong_record(self, digest: bytes, _: Problem) -> str | None:
         """Its number leads to nothing or to another's bytes: it leads to its own again, or these are said to be its
         own, whichever the bytes prove."""
-        if not _is_lost(self._t, digest):
+        if not is_lost(self._t, digest):
             return None
         for data_id in self._facts.lost.get(digest, []):
             record = record_at(self._t, data_id)
             if record is not None and self._t.get(KP, u64(data_id)) is None and self._list(data_id, record):
                 return _LISTED
-        shown = _shown(self._t, digest)
-        if shown is None or not _is_nobodys(self._t, *shown) or not self._facts.proven(shown[0], digest):
+        if self._is_of_nothing(digest):
+            self._t.delete(IX, digest)
+            return "it is not listed any more: it was never there"
+        shown = shown_record(self._t, digest)
+        if shown is None or not is_nobodys(self._t, *shown) or not self._facts.proven(shown[0], digest):
             return None  # for a put of the good bytes
         self._t.put(DA, u64(shown[0]), shown[1]._replace(digest=digest).pack())
         self._set_length(digest, shown[1])
         return _TOLD
 
+    def _is_of_nothing(self, digest: bytes) -> bool:
+        """Whether its number was never given out, no bytes are there that are said to be its own, and nothing names it:
+        a row whose key is damaged, on which every gc would stop."""
+        with suppress(DamagedStore):
+            row = find(self._t, digest)
+            if row is None or is_given(self._t, self._state, row.data_id) or self._facts.lost.get(digest):
+                return False
+            return record_at(self._t, row.data_id) is None and not holders.is_named(self._t, digest)
+        return False
+
     def wrong_length(self, digest: bytes, _: Problem) -> str | None:
-        shown = _shown(self._t, digest)
+        shown = shown_record(self._t, digest)
         if shown is None or not self._facts.proven(shown[0], digest):
             return None
         self._set_length(digest, shown[1])
@@ -320,7 +250,7 @@ class _Part:
         data_id, record = from_u64(key), record_at(self._t, from_u64(key))
         if record is None and data_id in self._facts.bases:
             return None  # a put of the good bytes heals what is kept, and then what is made of it
-        if record is not None and record.digest != problem.digest and _is_nobodys(self._t, data_id, record):
+        if record is not None and record.digest != problem.digest and is_nobodys(self._t, data_id, record):
             if problem.digest is not None and self._facts.proven(data_id, problem.digest):
                 self._t.put(DA, key, record._replace(digest=problem.digest).pack())
                 return _TOLD
@@ -355,9 +285,9 @@ class _Part:
         data_id, record = from_u64(key), record_at(self._t, from_u64(key))
         if record is None:
             return None
-        if _is_lost(self._t, record.digest):
+        if is_lost(self._t, record.digest):
             return _LISTED if self._list(data_id, record) else None
-        shown = _shown(self._t, record.digest)
+        shown = shown_record(self._t, record.digest)
         if shown is not None and self._facts.proofs.get((shown[0], record.digest), (True, None))[0] is False:
             # What is visible is damaged, so these may be the only good bytes. (What came meanwhile has no proof, and
             # is as its writer put it.)
@@ -399,19 +329,8 @@ class _Part:
         base = record.base == 0 or (record.base < data_id and record_at(self._t, record.base) is not None)
         if not proven or not base or self._is_far(data_id):
             return False
-        wanted = links(t, record.digest) if named is None else named
-        try:
-            rows = [find(t, link) for link in wanted]
-        except DamagedStore:
+        if not self._link(record.digest, data_id, links(t, record.digest) if named is None else named):
             return False
-        for row in rows:
-            if row is None:
-                return False
-            self._disordered = self._disordered or row.data_id >= data_id
-        if wanted:
-            t.put(LN, record.digest, b"".join(wanted))
-        else:
-            t.delete(LN, record.digest)
         other = next((key for key in t.keys(KN, record.digest)), b"").startswith(record.digest)
         kinds = OTHER_KINDS if other else kind_bit("other")
         with suppress(DamagedStore):

@@ -15,12 +15,12 @@ from typing import Final
 
 from casstore import copies
 from casstore.backend import EncodeAgain, NewArtifact, Outcome, PutResult, UploadLost
+from casstore.counters import begin, finish, is_given, loosen, skip_given, take_number
 from casstore.errors import Collected, DamagedStore, LeaseLost, MissingArtifact, NotFound, Quarantined
 from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
 from casstore.rows import (
     DA,
-    DATA_IDS_RESERVED,
     DICTIONARY_KIND,
     GONE,
     IX,
@@ -29,17 +29,12 @@ from casstore.rows import (
     LEASE,
     LEASED,
     LN,
-    LOOSENED_KEY,
-    META,
     OTHER_KINDS,
     PIECE_SIZE,
     PIN,
     PURGE,
     RECENT,
-    RESERVED_KEY,
     STAGE,
-    STATE_KEY,
-    TICK,
     D,
     DaRow,
     GoneRow,
@@ -58,35 +53,7 @@ from casstore.rows import (
 )
 from casstore.tables import ReadTransaction, WriteTransaction
 
-NUMBERS_AHEAD_MAX: Final = 1 << 24
 PLAIN_MIN: Final = 8  # items, from which on it pays to write their rows table by table
-
-
-def load_state(t: ReadTransaction) -> State:
-    found = t.get(META, STATE_KEY)
-    if found is None and (t.count(IX) or t.count(DA)):
-        raise DamagedStore("table meta1", "the row of counters is missing")
-    return State.unpack(found)
-
-
-def begin(t: WriteTransaction) -> State:
-    """The counters, with this transaction's own commit number."""
-    state = load_state(t)
-    state.commit += 1
-    return state
-
-
-def finish(t: WriteTransaction, state: State, now_s: int | None = None) -> None:
-    """Store the counters. A transaction that touched something gives the second, for the cut of a later gc."""
-    if now_s is not None and now_s != state.tick_s:
-        state.tick_s = now_s
-        t.append(TICK, u64(state.commit), u64(now_s))
-    t.put(META, STATE_KEY, state.pack())
-
-
-def loosen(t: WriteTransaction, state: State) -> None:
-    """Something may not be needed any more from this commit on: the next gc marks everything anew."""
-    t.put(META, LOOSENED_KEY, u64(state.commit))
 
 
 def find(t: ReadTransaction, digest: bytes) -> IxRow | None:
@@ -108,18 +75,6 @@ def holds(t: ReadTransaction, data_id: int, digest: bytes) -> bool:
     to none."""
     found = record_at(t, data_id)
     return found is not None and found.digest == digest
-
-
-def skip_given(t: ReadTransaction, state: State) -> None:
-    """See to it that the next data_id was never given out, whatever damage made of the counter: what is there would be
-    overwritten. Raises: DamagedStore where it is too far off to go on from."""
-    key = t.last(DA)
-    if key is not None and len(key) != 8:  # for `audits` to say
-        key = next((key for key, _ in t.scan(DA, reverse=True) if len(key) == 8), None)
-    last = 0 if key is None else from_u64(key)
-    if last >= state.next_data_id + NUMBERS_AHEAD_MAX:
-        raise DamagedStore("table meta1", f"the next data_id is {state.next_data_id}, and {last} was given out")
-    state.next_data_id = max(state.next_data_id, last + 1)
 
 
 def touch(t: WriteTransaction, state: State, digest: bytes, row: IxRow, now_s: int, kinds: int = 0) -> None:
@@ -184,7 +139,7 @@ def _put_one(
         return None
     if unlinked:
         t.delete(LN, item.digest)  # a damaged row, if there is one
-        _link(t, item, row.data_id)
+        moved.extend([item.digest] if _link_again(t, item, row.data_id) else ())
     touch(t, state, item.digest, row, now_s, _add_kind(t, item))
     return Outcome.HIT
 
@@ -263,7 +218,10 @@ def _add_kind(t: WriteTransaction, item: NewArtifact) -> int:
 
 def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) -> int:
     """A new row; the data_id of the copy before it, where its bytes are kept, else 0."""
-    data_id = _number(t, state, item) if item.upload is None else item.upload
+    data_id = item.upload
+    if data_id is None:  # a reserved number only where it needs nothing itself
+        is_free = item.kind == DICTIONARY_KIND and not item.links and not item.base
+        data_id = take_number(t, state, dictionary=is_free)
     gone = t.get(GONE, item.digest)
     earlier = 0
     if gone is not None:
@@ -272,7 +230,8 @@ def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) ->
         earlier = gone_data_id(gone)
         if is_buried(gone):
             loosen(t, state)
-    _link(t, item, data_id)
+    if _link(t, item, data_id):  # an upload, which took its number early
+        raise UploadLost
     base = 0
     if item.base is not None:
         row = find(t, item.base)
@@ -297,38 +256,27 @@ def _insert(t: WriteTransaction, state: State, item: NewArtifact, now_s: int) ->
     return earlier
 
 
-def reserve(t: WriteTransaction) -> None:
-    """In a new store: the smallest data_ids are for dictionaries, so that one can be the base of what was there
-    before it."""
-    state = load_state(t)
-    if state.commit == 0 and state.next_data_id == 1:
-        state.next_data_id = DATA_IDS_RESERVED
-        t.put(META, STATE_KEY, state.pack())
-        t.put(META, RESERVED_KEY, u64(1))
-
-
-def _number(t: WriteTransaction, state: State, item: NewArtifact) -> int:
-    """A data_id that was never given out: a reserved one for a dictionary, which needs nothing itself."""
-    found = t.get(META, RESERVED_KEY) if item.kind == DICTIONARY_KIND and not item.links and not item.base else None
-    if found is not None and from_u64(found) < DATA_IDS_RESERVED:
-        t.put(META, RESERVED_KEY, u64(from_u64(found) + 1))
-        loosen(t, state)  # gc takes what is new to have a greater number
-        return from_u64(found)
-    state.next_data_id += 1
-    return state.next_data_id - 1
-
-
-def _link(t: WriteTransaction, item: NewArtifact, data_id: int) -> None:
-    """Record the links: each is visible now, and older than what links to it (invariant C)."""
+def _link(t: WriteTransaction, item: NewArtifact, data_id: int) -> bool:
+    """Record the links: each is visible now. Whether one is not older than what links to it, as all are to be
+    (invariant C): for the caller to undo, or to bring into order in this transaction."""
+    young = False
     for link in item.links:
         child = find(t, link)
         if child is None:
             raise MissingArtifact(ArtifactId(link), f"a link of {item.digest.hex()}")
-        if child.data_id >= data_id:
-            # Only an upload, which took its number early, or a large stream stored without its links can meet this.
-            raise UploadLost
+        young = young or child.data_id >= data_id
     if item.links:
         t.put(LN, item.digest, b"".join(item.links))
+    return young
+
+
+def _link_again(t: WriteTransaction, item: NewArtifact, data_id: int) -> bool:
+    """As `_link`, for what was there before: its links were lost, and what it links to came again later. A large stream
+    that was stored without its links stays so."""
+    young = _link(t, item, data_id)
+    if young and item.raw_len > FRAME_SIZE:
+        raise UploadLost
+    return young
 
 
 def _knows_links(item: NewArtifact) -> bool:
@@ -351,7 +299,8 @@ def clear_pieces(t: WriteTransaction, data_id: int) -> int:
 
 def _heal(t: WriteTransaction, state: State, item: NewArtifact, row: IxRow, now_s: int) -> bool:
     """Rewrite a damaged copy where it lies: same data_id, whole, so that no order changes (H12). Where that number is
-    not its own, by a damaged row of the index, it gets a new one: True, and what links to it is out of order."""
+    not its own, by a damaged row of the index, it gets a new one. Whether something is out of order then: what links
+    to it, or what it links to."""
     if not _is_own(t, state, item, row.data_id):
         _insert(t, state, item, now_s)
         fresh = find(t, item.digest)
@@ -364,11 +313,11 @@ def _heal(t: WriteTransaction, state: State, item: NewArtifact, row: IxRow, now_
     state.stored_bytes += _rewrite(t, row.data_id, item)
     if _knows_links(item):
         t.delete(LN, item.digest)
-    _link(t, item, row.data_id)
+    young = _link_again(t, item, row.data_id)
     state.raw_bytes += item.raw_len - row.raw_len
     touch(t, state, item.digest, row._replace(raw_len=item.raw_len), now_s, _add_kind(t, item))
     loosen(t, state)  # the bytes of its old base
-    return False
+    return young
 
 
 def _is_own(t: ReadTransaction, state: State, item: NewArtifact, data_id: int) -> bool:
@@ -376,7 +325,7 @@ def _is_own(t: ReadTransaction, state: State, item: NewArtifact, data_id: int) -
     key = u64(data_id)
     if holds(t, data_id, item.digest):
         return True
-    if not 0 < data_id < state.next_data_id or any(t.get(table, key) is not None for table in (KP, STAGE, PURGE)):
+    if not is_given(t, state, data_id) or any(t.get(table, key) is not None for table in (KP, STAGE, PURGE)):
         return False
     found = t.get(DA, key)
     owner = None if found is None else t.get(IX, found[:32])

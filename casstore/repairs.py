@@ -7,15 +7,17 @@ which gc must never meet, so in the same transaction it gets a new data_id as we
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from graphlib import CycleError, TopologicalSorter
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast, final
 
 from casstore.backend import BlobBackend, NewArtifact, PutResult
+from casstore.counters import begin, finish, loosen, skip_given
 from casstore.errors import Corrupt, DamagedStore, NotFound, StoreError, StoreFull
 from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
 from casstore.items import PutItem
-from casstore.puts import begin, find, finish, holds, loosen, record_at, skip_given, touch
+from casstore.puts import find, holds, record_at, touch
 from casstore.reports import Finding, RepairReport
 from casstore.rows import DA, KP, LN, PURGE, STAGE, D, IxRow, State, piece_count, u64
 from casstore.steps import reach
@@ -131,40 +133,54 @@ class InOrder:
 
 
 def reorder(t: WriteTransaction, now_s: int) -> int:
-    """Give new data_ids to what links to something younger, and then to what links to that; how many. Bytes under
-    the old numbers stay for the deltas made of them; the next gc takes them where there are none."""
-    state, moved = begin(t), 0
+    """Give new data_ids to what links to something younger, and to what links to that; how many. Bytes under the old
+    numbers stay for the deltas made of them; the next gc takes them where there are none. What links to itself in the
+    end, by a damaged row of links, stays as it is: no order is right for it."""
+    state = begin(t)
     skip_given(t, state)
-    found = _disordered(t, state.next_data_id)
-    while found:
-        for digest in found:
-            row = find(t, digest)
-            assert row is not None
-            _renumber(t, state, digest, row, now_s)
-            moved += 1
-        found = _disordered(t, state.next_data_id)
-    if moved:
+    found = _in_order(t, state.next_data_id)
+    for digest in found:
+        row = find(t, digest)
+        assert row is not None
+        _renumber(t, state, digest, row, now_s)
+    if found:
         loosen(t, state)
         finish(t, state, now_s)
-    return moved
+    return len(found)
 
 
-def _disordered(t: ReadTransaction, following: int) -> list[bytes]:
-    """What links to something younger, ascending by data_id: so chains of them are right after one round."""
+def _in_order(t: ReadTransaction, following: int) -> list[bytes]:
+    """What is to get a new data_id, each after what it links to."""
+    left = set[bytes]()
+    while True:
+        young = _disordered(t, following, left)
+        graph = {digest: young.intersection(links(t, digest)) for digest in young}
+        try:
+            return list(TopologicalSorter(graph).static_order())
+        except CycleError as error:
+            left.update(error.args[1])
+
+
+def _disordered(t: ReadTransaction, following: int, left: set[bytes]) -> set[bytes]:
+    """What links to something younger, and what links to that; without what is `left`."""
     owners: list[tuple[int, bytes]] = []
-    young: set[bytes] = set()
     for digest, _ in t.scan(LN):
-        row = _readable(t, digest)
+        row = _readable(t, digest) if digest not in left else None
         if row is not None and _is_movable(t, row.data_id, digest, following):
             owners.append((row.data_id, digest))
-    owners.sort()
-    for data_id, digest in owners:
-        for link in links(t, digest):
-            child = _readable(t, link)
-            if link in young or (child is not None and child.data_id >= data_id):
+    owners.sort()  # so that most of them are found in one round
+    young, before = set[bytes](), -1
+    while len(young) > before:
+        before = len(young)
+        for data_id, digest in owners:
+            if digest not in young and any(link in young or _is_young(t, link, data_id) for link in links(t, digest)):
                 young.add(digest)
-                break
-    return [digest for _, digest in owners if digest in young]
+    return young
+
+
+def _is_young(t: ReadTransaction, digest: bytes, data_id: int) -> bool:
+    row = _readable(t, digest)
+    return row is not None and row.data_id >= data_id
 
 
 def _readable(t: ReadTransaction, digest: bytes) -> IxRow | None:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from itertools import islice
 
 from casstore.backend import NewEncoding, Record
-from casstore.puts import begin, clear_pieces, find, finish, holds, loosen, split, touch, write_pieces
+from casstore.counters import begin, finish, loosen
+from casstore.puts import clear_pieces, find, holds, split, touch, write_pieces
 from casstore.rows import DA, KP, DaRow, da_head, from_u64, u64
 from casstore.sweeps import drop_bytes, end_copy, gone
 from casstore.tables import ReadTransaction, WriteTransaction

@@ -177,8 +177,7 @@ class Store:
         return self._reader.get(artifact_id(id).digest)
 
     def get_many(self, ids: Iterable[ArtifactId]) -> list[bytes]:
-        """The bytes of each, in order, verified: small ones several times as fast as by `get`. Raises: as `get`, of
-        the first of them that cannot be read."""
+        """The bytes of each, in order, verified: small ones several times as fast as by `get`. Raises as it does."""
         self._check()
         return self._reader.get_many(digests_of(ids))
 
@@ -494,14 +493,15 @@ class Store:
             self._backend, self._stage, reader, subset=subset, after=after, max_seconds=max_seconds, progress=progress
         )
 
-    def mend(self) -> MendReport:
+    def mend(self, relink: Iterable[ArtifactId] = ()) -> MendReport:
         """Put right rows that belong to nothing or contradict others, and the counters: what needs no good copy from
-        elsewhere. Of artifacts it removes none; one whose row in the index is lost gets it back if its bytes are
-        whole. Durable on return, some rows at a time, beside writers; gc and compact are kept out. Raises: Busy."""
+        elsewhere. It removes no artifact; one whose row in the index is lost gets it back if its bytes are whole; what
+        `relink` names (wrong_links of `verify`) links as they say. Durable on return, some rows at a time, beside
+        writers; gc and compact are kept out. Raises: Busy."""
         self._check(write=True)
+        named, reader = {artifact_id(id).digest for id in relink}, Reader(self._backend, RecentBytes(), self._stage)
         with collector_lock(self.home):
-            reader = Reader(self._backend, RecentBytes(), self._stage)
-            report = inspection.mend(self._backend, reader, self._now())
+            report = inspection.mend(self._backend, reader, self._now(), named)
         self._backend.sync()
         return report
 

@@ -9,8 +9,9 @@ from typing import Final
 
 from casstore import copies
 from casstore.backend import Ages, Candidate, Decision, Edges, EpochLost, GcOpened, Judge, SweepResult, Until, Verdict
+from casstore.counters import begin, finish, load_state
 from casstore.errors import DamagedStore
-from casstore.puts import begin, drop_lease, finish, load_state
+from casstore.puts import drop_lease
 from casstore.rows import (
     DA,
     GCS,

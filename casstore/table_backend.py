@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from itertools import islice, takewhile
 from typing import final
 
-from casstore import audits, copies, mending, puts, repairs, rewrites, sweeps
+from casstore import audits, copies, counters, evidence, mending, puts, repairs, rewrites, sweeps
 from casstore.backend import (
     Ages,
     Candidate,
@@ -87,8 +87,8 @@ class TableBackend:
             with self._tables.write() as w:
                 found = w.get(META, UUID_KEY)
                 if found is None:
+                    counters.reserve(w)
                     w.put(META, UUID_KEY, uuid.encode())
-                    puts.reserve(w)
                     found = uuid.encode()
         return _uuid(found or uuid.encode())
 
@@ -237,7 +237,7 @@ class TableBackend:
 
     def counters(self) -> Counters:
         with self._tables.read() as t:
-            s, artifacts = puts.load_state(t), t.count(IX)
+            s, artifacts = counters.load_state(t), t.count(IX)
         return Counters(
             s.commit, artifacts, s.raw_bytes, s.stored_bytes, s.kept_bytes, s.epoch, bool(s.gc_open), s.cut, s.swept,
             s.next_data_id,
@@ -254,8 +254,8 @@ class TableBackend:
                 repairs.reorder(t, now_s)
             return result
 
-    def mend(self, now_s: int, prove: mending.Prove) -> list[audits.Mended]:
-        return mending.mend(self._tables, now_s, prove)
+    def mend(self, now_s: int, prove: evidence.Prove, relink: Set[bytes]) -> list[audits.Mended]:
+        return mending.mend(self._tables, now_s, prove, relink)
 
     def reorder(self, now_s: int) -> int:
         with self._tables.write() as t:
@@ -346,7 +346,7 @@ class TableBackend:
 
     def gc_recent(self, epoch: int) -> list[bytes]:
         with self._tables.read() as t:
-            sweeps.require_epoch(puts.load_state(t), epoch)
+            sweeps.require_epoch(counters.load_state(t), epoch)
             return sweeps.recent(t)
 
     def gc_sweep(

@@ -6,9 +6,26 @@ from typing import Final
 
 from casstore import audits
 from casstore.audits import Mended
+from casstore.counters import finish, greatest_reserved, load_state
 from casstore.errors import DamagedStore
-from casstore.puts import finish, load_state
-from casstore.rows import DA, GCS, IX, KP, META, PURGE, STAGE, STATE_KEY, TICK, D, IxRow, State, from_u64
+from casstore.rows import (
+    DA,
+    DATA_IDS_RESERVED,
+    GCS,
+    IX,
+    KP,
+    META,
+    PURGE,
+    RESERVED_KEY,
+    STAGE,
+    STATE_KEY,
+    TICK,
+    D,
+    IxRow,
+    State,
+    from_u64,
+    u64,
+)
 from casstore.steps import reach
 from casstore.tables import ReadTransaction, Tables
 
@@ -36,8 +53,26 @@ def count(tables: Tables) -> list[Mended]:
 
 
 def rebuild(tables: Tables) -> list[Mended]:
-    """Where the row of counters cannot be read: numbers that are greater than any that were given, which is all that
+    """Where a row of counters cannot be read: numbers that are greater than any that were given, which is all that
     the order of things needs; what is counted follows (`count`)."""
+    return _rebuild_reserved(tables) + _rebuild_state(tables)
+
+
+def _rebuild_reserved(tables: Tables) -> list[Mended]:
+    with tables.read() as t:
+        if audits.wrong_reserved(t) is None:
+            return []
+    with tables.write() as t:
+        if audits.wrong_reserved(t) is None:
+            return []
+        following = greatest_reserved(t) + 1
+        t.put(META, RESERVED_KEY, u64(following))
+        reach("mend.written")
+    reach("mend.part")
+    return [Mended("wrong_counters", None, f"the next data_id for a dictionary is {following}")]
+
+
+def _rebuild_state(tables: Tables) -> list[Mended]:
     with tables.read() as t:
         if _is_readable(t):
             return []
@@ -63,9 +98,11 @@ def _is_readable(t: ReadTransaction) -> bool:
 def _made_anew(t: ReadTransaction) -> State:
     commit = max((_touched(value) for _, value in t.scan(IX)), default=0)
     commit = max(commit, _last(t, TICK)) + _COMMITS_AHEAD
+    first = 1 if t.get(META, RESERVED_KEY) is None else DATA_IDS_RESERVED  # below it numbers are for dictionaries
+    following = max(first, *(_last(t, table) + 1 for table in (DA, D, KP, STAGE, PURGE)))
     return State(
-        commit=commit, next_data_id=max(_last(t, table) for table in (DA, D, KP, STAGE, PURGE)) + 1, swept=commit,
-        epoch=_last(t, GCS), cut=commit, grace_s_min=0,  # so that each hit is a touch
+        commit=commit, next_data_id=following, swept=commit, epoch=_last(t, GCS),
+        cut=commit, grace_s_min=0,  # so that each hit is a touch
     )  # fmt: skip
 
 

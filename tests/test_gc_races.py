@@ -19,7 +19,7 @@ import pytest
 
 import casstore
 import journal
-from casstore import ArtifactId, codec, puts, repairs, sweeps, values
+from casstore import ArtifactId, codec, counters, puts, repairs, sweeps, values
 from casstore import rows as tables
 from casstore.backend import Ages, Outcome, PutResult
 from casstore.gc import Collector
@@ -261,10 +261,10 @@ def committed_while_gc_waits(w: World) -> None:
 
 def pins_untouched(patch: pytest.MonkeyPatch) -> None:
     def pin(t: Any, name: str, digest: bytes, now_s: int) -> None:
-        state = puts.begin(t)
+        state = counters.begin(t)
         puts.require_visible(t, digest)
         t.put(tables.PIN, name.encode(), digest + u64(now_s))
-        puts.finish(t, state, now_s)
+        counters.finish(t, state, now_s)
 
     patch.setattr(puts, "pin", pin)
 
@@ -278,11 +278,11 @@ def pinned_after_pins_were_read(w: World) -> None:
 
 def leases_untouched(patch: pytest.MonkeyPatch) -> None:
     def add(t: Any, lease: str, digests: Any, now_s: int) -> None:
-        state = puts.begin(t)
+        state = counters.begin(t)
         for digest in digests:
             puts.require_visible(t, digest)
             t.put(tables.LEASED, lease.encode() + digest, b"")
-        puts.finish(t, state, now_s)
+        counters.finish(t, state, now_s)
 
     patch.setattr(puts, "lease_add", add)
 
@@ -502,7 +502,7 @@ def rebase(w: World, who: journal.Journal, name: ArtifactId, base: ArtifactId) -
     tried = codec.encode(who.store.get(name), who.store.get(base))
     assert codec.is_delta(tried.codec)
     with who.store._backend._tables.write() as t:  # type: ignore[attr-defined]
-        state = puts.begin(t)
+        state = counters.begin(t)
         row, onto = puts.find(t, name.digest), puts.find(t, base.digest)
         assert row is not None and onto is not None
         if ORDERED and onto.data_id >= row.data_id:
@@ -515,7 +515,7 @@ def rebase(w: World, who: journal.Journal, name: ArtifactId, base: ArtifactId) -
         t.put(tables.DA, u64(row.data_id), new.pack())
         state.stored_bytes += size - old.stored_len
         puts.touch(t, state, name.digest, row, int(w.clock()))
-        puts.finish(t, state, int(w.clock()))
+        counters.finish(t, state, int(w.clock()))
 
 
 def marked_not_read_again(patch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,9 @@ from test_verify import fill as fill_with_everything
 
 import casstore
 import journal
-from casstore import ArtifactId, mending, steps, values
+from casstore import ArtifactId, mending, repairs, steps, values
 from casstore.locks import collector_lock
-from casstore.rows import DA, IX, LN, META, PIN, STATE_KEY, D, DaRow, IxRow, State, u64
+from casstore.rows import DA, DATA_IDS_RESERVED, IX, LN, META, PIN, RESERVED_KEY, STATE_KEY, D, DaRow, IxRow, State, u64
 from casstore.testing import FakeRoots
 from journal.rows import EV, LIVE, number
 
@@ -118,8 +118,8 @@ def test_a_kill_between_put_and_order(tmp_path: Path, lost: list[str]) -> None:
 # What needs the good bytes from elsewhere, or a decision; the rest is put right without.
 NOT_MENDED = {
     "a piece is missing", "a piece of a large one", "the seal of a large one", "links are missing", "links of another",
-    "links that nothing made", "half a link", "a base that is younger", "a base that is missing",
-    "a base of what is no delta", "a base is damaged", "a pin of nothing", "half a pin",
+    "a base that is younger", "a base that is missing", "a base of what is no delta", "a base is damaged",
+    "a pin of nothing", "half a pin",
 }
 
 
@@ -142,7 +142,8 @@ def test_each_kind_of_stray_row(store: casstore.Store, what: str) -> None:
     damage, expected, _ = DAMAGES[what]
     edit(store, lambda txn: damage(txn, made))
     report = store.mend()
-    assert {found.code for found in report.done} <= {*expected, "wrong_counters", "orphan_record"} and report.left == ()
+    told = {found.code for found in report.done}
+    assert told <= {*expected, "wrong_counters", "orphan_record", "wrong_record"} and report.left == ()
     assert store.verify().findings == () and contents(store, made) == before
     assert store.mend() == casstore.MendReport(done=(), left=())
     after = store.stats()
@@ -178,6 +179,55 @@ def test_what_is_not_mended_is_not_made_worse(store: casstore.Store, what: str) 
     assert {found.code for found in report.left} >= after & mending.MENDS
     assert {found.code for found in report.left} <= {*expected, "wrong_record", "wrong_length"}
     assert store.stats().artifacts == counters.artifacts
+
+
+@pytest.mark.parametrize("what", ["links are missing", "links of another"])
+def test_links_that_look_right(store: casstore.Store, what: str) -> None:
+    """Only the bytes tell: verify finds it, and what it found is put right by them, so that gc knows what is needed."""
+    made = fill_with_everything(store)
+    before = contents(store, made)
+    edit(store, lambda txn: DAMAGES[what][0](txn, made))
+    wrong = [found.id for found in store.verify().findings if found.code == "wrong_links" and found.id is not None]
+    assert [(found.code, found.id) for found in store.mend(wrong).done] == [("wrong_links", made["node"])]
+    assert store.verify().findings == () and contents(store, made) == before
+    for name in set(store.pins()) - {"root"}:
+        store.unpin(name)
+    store.pin("root", made["root"])
+    store.gc(FakeRoots(store), grace=0, force=True)
+    assert store.get_value(made["node"])["leaf"] == made["leaf"] and made["leaf"] in store
+
+
+@pytest.mark.parametrize("ring", [["leaf", "root"], ["leaf", "node"], ["node", "node"], ["raw", "raw"]])
+@pytest.mark.parametrize("how", ["put", "repair", "mend"])
+def test_links_in_a_ring(store: casstore.Store, tmp_path: Path, ring: list[str], how: str) -> None:
+    """A damaged row of links makes an artifact need itself in the end: no order is right for it, whatever brings things
+    into order comes to an end all the same, and the bytes make it right."""
+    made = fill(store)
+    first, last = (made[name] for name in ring)
+    data = {name: store.get(id) for name, id in made.items()}
+    with casstore.open(tmp_path / "other") as other:
+        fill(other)
+        edit(store, lambda txn: txn.put(LN, first.digest, last.digest))
+        if how == "repair":
+            edit(store, lose(made["large"]))
+            assert store.repair(other, [made["large"], first]).failed == ()
+        elif how == "put":
+            with store._backend._tables.write() as txn:  # type: ignore[attr-defined]
+                assert repairs.reorder(txn, 1) == 0
+            assert store.put(data[ring[0]], verify=True) == first
+        store.mend()
+    assert store.verify().findings == () and {name: store.get(id) for name, id in made.items()} == data
+
+
+def test_a_child_that_came_again_and_lost_links(store: casstore.Store) -> None:
+    """The child is younger by now than what links to it, whose row of links is lost: a put of both makes it right."""
+    made = fill(store)
+    data = {name: store.get(id) for name, id in made.items()}
+    edit(store, lambda txn: (lose(made["leaf"])(txn), txn.delete(LN, made["node"].digest)))
+    for name in ("leaf", "node", "root"):
+        assert store.put(data[name], verify=True) == made[name]
+    store.mend()
+    assert store.verify().findings == () and {name: store.get(id) for name, id in made.items()} == data
 
 
 LOST_ROWS = [["leaf"], ["node", "leaf"], ["large"], ["raw", "leaf", "node", "large", "root"]]
@@ -321,7 +371,7 @@ def test_a_mend_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     with casstore.open(home) as store:
         made = all_kinds_of_damage(store)
         found = {finding.code for finding in store.verify().findings}
-        assert found >= mending.MENDS - {"wrong_kept", "wrong_order", "bad_name", "bad_key"}
+        assert found >= mending.MENDS - {"wrong_kept", "wrong_order", "bad_name", "bad_key", "missing_link"}
     left: list[int] = []
 
     def work() -> None:
@@ -393,7 +443,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert len(document["findings"]) == len(before) - 1  # the journal is looked at when it is right
     assert [(item["table"], item["what"]) for item in document["rebuilt"]] == [("live1", "missing")]
     assert {item["code"] for item in document["mended"]} >= mending.MENDS - {
-        "wrong_kept", "wrong_number", "wrong_order", "bad_name", "bad_key"
+        "wrong_kept", "wrong_number", "wrong_order", "bad_name", "bad_key", "missing_link"
     }  # fmt: skip
     code, document = command("verify", "--home", home, "--repair")
     assert (code, document["findings"], document["mended"], document["rebuilt"]) == (0, [], [], [])
@@ -529,3 +579,67 @@ def test_writers_of_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         writer.communicate()
         assert len(put) > 20 and store.verify().findings == () and all(store.get(name) for name in put)
         assert store.mend().done == ()
+
+
+# -- numbers that are for dictionaries ------------------------------------------------------------------
+
+
+def test_no_heal_takes_a_number_for_dictionaries(store: casstore.Store) -> None:
+    """A damaged row leads to the number that the next dictionary gets: the good bytes come under another one."""
+    data = random.Random(1).randbytes(9000)
+    name = store.put(data)
+    edit(store, lambda txn: (
+        txn.put(IX, name.digest, IxRow.unpack(txn.get(IX, name.digest))._replace(data_id=1).pack()),
+        txn.delete(DA, u64(DATA_IDS_RESERVED)),
+    ))  # fmt: skip
+    assert store.put(data, verify=True) == name
+    dictionary = store.put(b"a dictionary " * 50, kind="dictionary")
+    store.mend()
+    assert store.get(name) == data and store.get(dictionary) == b"a dictionary " * 50
+    assert store.verify().findings == ()
+
+
+@pytest.mark.parametrize("fallen", [u64(1), u64(0), b"?"])
+def test_the_next_number_of_a_dictionary_fell(store: casstore.Store, fallen: bytes) -> None:
+    """No dictionary is written over another, and verify tells."""
+    given = [b"dictionary %d " % n * 50 for n in range(3)]
+    dictionaries = {store.put(data, kind="dictionary"): data for data in given}
+    edit(store, lambda txn: txn.put(META, RESERVED_KEY, fallen))
+    assert {found.code for found in store.verify().findings} == {"wrong_counters"}
+    if len(fallen) == 8:
+        dictionaries[store.put(b"one more " * 50, kind="dictionary")] = b"one more " * 50
+    else:
+        with pytest.raises(casstore.DamagedStore):
+            store.put(b"one more " * 50, kind="dictionary")
+    assert all(store.get(name) == data for name, data in dictionaries.items())
+    assert len(store.mend().done) == (len(fallen) != 8)
+    assert store.verify().findings == () and store.put(b"the last " * 50, kind="dictionary")
+    assert all(store.get(name) == data for name, data in dictionaries.items())
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_counters_made_anew_reserve_as_before(store: casstore.Store, filled: bool) -> None:
+    """Also in a store without artifacts, where the loss of its counters is damage as well."""
+    made = {store.put(b"a dictionary", kind="dictionary"): b"a dictionary"} if filled else {}
+    edit(store, lambda txn: txn.delete(META, STATE_KEY))
+    with pytest.raises(casstore.DamagedStore, match="counters"):
+        store.put(b"data")
+    store.mend()
+    for n in range(3):
+        made[store.put(b"data %d" % n)] = b"data %d" % n
+        made[store.put(b"dictionary %d" % n, kind="dictionary")] = b"dictionary %d" % n
+    numbers = [row.data_id for row in store._backend.rows([name.digest for name in made]) if row is not None]
+    assert len(set(numbers)) == len(made) and sum(number < DATA_IDS_RESERVED for number in numbers) == 3 + filled
+    assert all(store.get(name) == data for name, data in made.items()) and store.verify().findings == ()
+
+
+def test_a_pin_that_is_renamed_takes_no_other_name(store: casstore.Store) -> None:
+    """Two names that look alike, and one that would be too long for a key."""
+    names = [store.put(b"%d" % n) for n in range(3)]
+    store.pin("p\\xad", names[0])
+    edit(store, lambda txn: (
+        txn.put(PIN, b"p\xad", names[1].digest + u64(1)), txn.put(PIN, b"\xad" * 400, names[2].digest + u64(1)),
+    ))  # fmt: skip
+    assert [found.code for found in store.mend().done] == ["bad_name"] * 2
+    assert sorted(store.pins().values()) == sorted(names) and store.pins()["p\\xad"] == names[0]
+    assert store.verify().findings == ()

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
+import zstandard
+from test_dictionaries import documents
 from test_verify import command
 
 import casstore
@@ -46,7 +48,8 @@ def opened(rows: Rows, clock: FakeClock) -> Store:
 
 
 def fill() -> Filled:
-    """Artifacts of every encoding, links, kinds, bytes that are kept, quarantine, pins, leases, uploads, purges."""
+    """Artifacts of every encoding, links, kinds, bytes that are kept, quarantine, pins, leases, uploads, purges, a
+    dictionary."""
     rng, clock = random.Random(5), FakeClock()
     backend = TableBackend(MemoryTables(TABLES))
     backend.bind(str(uuid.UUID(int=1)))
@@ -74,6 +77,14 @@ def fill() -> Filled:
         made[name] = store.get(name)
     for n, name in enumerate(made):
         store.pin(f"pin{n}", name)
+    sample = documents(400, 1)
+    dictionary = put(zstandard.train_dictionary(3000, sample).as_bytes(), kind="dictionary")
+    store.pin("dictionary/fact_payload", dictionary)
+    store._writer.look_again()
+    facts = [put(data, kind="fact_payload") for data in sample[:4]]
+    assert {store.info(name).base for name in facts} == {dictionary}
+    for n, name in enumerate(facts):
+        store.pin(f"fact{n}", name)
     dead = {}
     for data in (b"collected for good", b"".join(b"dead %d\n" % k for k in range(900))):
         dead[store.put(data)] = data
@@ -215,6 +226,9 @@ def _check(filled: Filled, rows: Rows, table: bytes, rng: random.Random) -> None
     left = {found.code for found in store.verify().findings if _is_of(found.id, table, filled)}
     assert not left, f"left after a put and a mend: {left}"
     assert not look(store, filled, rng), "a mend made it worse"
+    for n in range(3):  # what got a number that is for dictionaries, or the number of another one
+        store.put(b"another dictionary %d" % n, kind="dictionary")
+    assert not look(store, filled, rng), "overwritten by a dictionary"
 
 
 def _is_of(id: ArtifactId | None, table: bytes, filled: Filled) -> bool:

@@ -153,6 +153,13 @@ DAMAGES: dict[str, tuple[Callable[[Any, dict[str, ArtifactId]], Any], set[str], 
     "links of another": (lambda t, m: t.put(LN, m["node"].digest, m["zstd"].digest), {"wrong_links"}, "node"),
     "links that nothing made": (lambda t, m: t.put(LN, m["raw"].digest, m["zstd"].digest), {"wrong_links", "wrong_order"}, "raw"),  # noqa: E501
     "half a link": (lambda t, m: t.put(LN, m["node"].digest, bytes(33)), {"bad_row", "missing_link", "wrong_links"}, "node"),  # noqa: E501
+    "links in a ring": (
+        lambda t, m: t.put(LN, m["leaf"].digest, m["root"].digest), {"wrong_links", "wrong_order"}, "leaf"
+    ),
+    "a row of nothing": (
+        lambda t, m: t.put(IX, b"x" * 32, ix(t, m["raw"])._replace(data_id=1 << 40).pack()),
+        {"corrupt", "wrong_counters"}, None,
+    ),
     "links of nothing": (lambda t, m: t.put(LN, b"x" * 32, m["raw"].digest), {"orphan_links"}, None),
     "a kind of nothing": (lambda t, m: t.put(KN, b"x" * 32 + b"kind", b""), {"orphan_kind"}, None),
     "a link is younger": (swap_numbers, {"wrong_order"}, None),

@@ -85,7 +85,7 @@ class Repaired:
     rebuilt: RebuildReport | None
     fetched: RepairReport | None
     left: frozenset[tuple[str, ArtifactId | None]]
-    readable: frozenset[ArtifactId]  # of what was mended, and could not be read before
+    readable: frozenset[ArtifactId]  # of what was mended, and could not be read before; or is not listed any more
 
     def is_gone(self, found: Finding) -> bool:
         """Whether a finding of before holds no more."""
@@ -93,13 +93,15 @@ class Repaired:
             return True
         if found.code in _UNREADABLE and found.id in self.readable:
             return True
+        if found.code == "wrong_links":
+            return any((found.code, found.id) == (done.code, done.id) for done in self.mended)
         return found.code not in _OF_BYTES and (found.code, found.id) not in self.left
 
 
 def put_right(store: Store, jrn: Journal | None, findings: Sequence[Finding], source: Path | None) -> Repaired:
     """First what needs no good copy: what live runs name, and so is to be fetched, is known by the journal's rows."""
     rebuilt = None if jrn is None else jrn.rebuild()
-    mended = store.mend()
+    mended = store.mend([found.id for found in findings if found.code == "wrong_links" and found.id is not None])
     done, fetched = mended.done, None
     if source is not None:
         fetched = _fetch(store, jrn, findings, source)
@@ -108,10 +110,13 @@ def put_right(store: Store, jrn: Journal | None, findings: Sequence[Finding], so
     left = frozenset((found.code, found.id) for found in mended.left)
     named = {found.id for found in done if found.id is not None}
     again = {found.id for found in findings if found.code in _UNREADABLE and found.id is not None}
-    return Repaired(done, rebuilt, fetched, left, frozenset(name for name in named & again if _reads(store, name)))
+    return Repaired(done, rebuilt, fetched, left, frozenset(name for name in named & again if _is_well(store, name)))
 
 
-def _reads(store: Store, name: ArtifactId) -> bool:
+def _is_well(store: Store, name: ArtifactId) -> bool:
+    """Whether it reads, or nobody is told any more that it is there."""
+    if name not in store:
+        return True
     hasher = blake3()
     try:
         with store.open_reader(name) as reader:
