@@ -45,7 +45,9 @@ class MapUsers:
         self._adopt_now, self._resized = adopt, resized
         self._open: dict[int, int] = {}  # who, by its id, so that this keeps nobody alive -> its thread
         self._adopting = False
-        self._changed = threading.Condition(threading.RLock())  # left by what is collected, at any moment
+        # Taken as a lock (see `environment`), and again by the same thread: what is collected leaves, at any moment.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     def begin(self, who: object, begin: Callable[[], Any]) -> Any:
         """What `begin` returns, at a moment when the map stays where it is. Raises: Busy, and what `begin` raises."""
@@ -63,20 +65,20 @@ class MapUsers:
                 self.end(who)
                 raise
             self.end(who)
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: not self._adopting)
 
     def end(self, who: object) -> None:
         """It is committed or aborted."""
         self._open.pop(id(who), None)
         if self._adopting:
-            with self._changed:
+            with self._lock:
                 self._changed.notify_all()
 
     def _adopt(self) -> None:
         if threading.get_ident() in list(self._open.values()):
             raise Busy("another process has enlarged the store while this thread reads")
-        with self._changed:
+        with self._lock:
             if self._adopting:  # another thread is at it
                 self._changed.wait_for(lambda: not self._adopting)
                 return

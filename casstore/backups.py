@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, final
 
 from casstore import counters, puts, sweeps
-from casstore.environment import check_filesystem
+from casstore.disks import check_filesystem
 from casstore.errors import DamagedStore, InvalidArgument, StoreFull
 from casstore.generations import COPYING, MOVED
 from casstore.home import Home, format_text, open_home, replace_file

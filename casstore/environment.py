@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import resource
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ import lmdb
 
 from casstore import forks
 from casstore.adoption import MapUsers, fits, map_sizes
+from casstore.disks import allot_lock_file, check_filesystem, data_size, disk_is_full
 from casstore.errors import (
     AlreadyOpen,
     Busy,
@@ -34,50 +34,32 @@ from casstore.errors import (
     ReadOnly,
     StoreError,
     StoreFull,
-    UnsupportedFilesystem,
     from_os,
 )
 from casstore.fork_gate import ForkGate
 from casstore.presence import Presence
 
-__all__ = ["Environment", "check_filesystem", "open_environment"]
+__all__ = ["Environment", "open_environment"]
 
 MAP_SIZE_BYTES: Final = 1 << 40
 READER_CHECK_S: Final = 30.0
 _READERS_MAX: Final = 1024
-_LOCK_BYTES: Final = 8192
+_ALREADY_OPEN: Final = "already open in this process"
 _NO_ADDRESS_SPACE: Final = "no address space for the memory map"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NETWORK_FILESYSTEMS: Final = (
-    "nfs", "cifs", "smb", "9p", "afs", "ceph", "gluster", "lustre", "fuse.sshfs", "fuse.s3", "fuse.rclone", "ncp",
-)  # fmt: skip
 
 # Process-wide by necessity: LMDB forbids a second handle of one environment in a process, and a forked child
 # has to let go of all that it inherited.
 _open: dict[tuple[int, int], Environment] = {}
-_closing: set[tuple[int, int]] = set()  # given up by their last user; LMDB has them a little longer
-_open_lock = threading.Condition(threading.Lock())
+_closing: dict[tuple[int, int], Environment] = {}  # given up by their last user; LMDB has them a little longer
+# Taken as a lock, not by way of the condition: an interrupt inside of that one's own code would leave it taken for
+# ever. Again by the same thread: what is collected closes, at any moment.
+_open_lock = threading.RLock()
+_closed = threading.Condition(_open_lock)
 CLOSING_WAIT_S: Final = 60.0
 
 
 _gate = ForkGate()
-
-
-def check_filesystem(path: Path) -> None:
-    """Raises: UnsupportedFilesystem where shared locks and maps are known not to work."""
-    try:
-        mounts = Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return
-    real, best, kind = os.path.realpath(path), "", ""
-    for line in mounts:
-        _, mount, fstype, *_ = line.split(" ")
-        mount = mount.encode(errors="surrogateescape").decode("unicode_escape", errors="replace")
-        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= len(best):
-            best, kind = mount, fstype
-    if kind.startswith(_NETWORK_FILESYSTEMS):
-        raise UnsupportedFilesystem(str(path), kind)
 
 
 @final
@@ -240,7 +222,7 @@ class Environment:
             tables = [txn.stat(db) for db in self._databases.values()] + [self._env.stat()]
         used = 2 + sum(t["branch_pages"] + t["leaf_pages"] + t["overflow_pages"] for t in tables)
         return {
-            "file_bytes": _data_size(self.path),
+            "file_bytes": data_size(self.path),
             "map_bytes": info["map_size"],
             "page_bytes": self.page_size,
             "pages_used": used,
@@ -281,22 +263,34 @@ class Environment:
         """Give back one use; the last one closes. Idempotent after that."""
         if self._closed or self._pid != forks.pid:
             return
-        with _open_lock:
-            self._users -= 1
-            if self._users > 0:
-                return
-            keys = [key for key, env in _open.items() if env is self]
-            for key in keys:
-                del _open[key]
-            _closing.update(keys)
-            self._closed = True
         try:
+            with _open_lock:
+                self._users -= 1
+                if self._users > 0:
+                    return
+                for key in [key for key, env in _open.items() if env is self]:
+                    _closing[key] = _open.pop(key)
+                self._closed = True
             with self._mutex:  # not under the lock of all: a transaction that is open may have to open another one
                 self._env.close()
         finally:
-            with _open_lock:
-                _closing.difference_update(keys)
-                _open_lock.notify_all()
+            if self._closed:
+                try:
+                    self._end_of_closing()
+                except BaseException:  # an interrupt
+                    self._end_of_closing()
+                    raise
+
+    def _end_of_closing(self) -> None:
+        """Where an interrupt came before the end, it is as open as before: LMDB takes no second handle."""
+        with _open_lock:
+            for key in [key for key, env in _closing.items() if env is self]:
+                if _is_shut(self):
+                    del _closing[key]
+                else:
+                    _open[key] = _closing.pop(key)
+                    self._closed = False
+            _closed.notify_all()
 
     # -- inside ---------------------------------------------------------------------------------------
 
@@ -332,7 +326,7 @@ class Environment:
 
     def _adopt_map(self) -> None:
         """Raises: StoreFull (no address space for it: the handle goes on with what its map shows), PoisonedHandle."""
-        wanted = next(filter(fits, map_sizes(_data_size(self.path), MAP_SIZE_BYTES)), None)
+        wanted = next(filter(fits, map_sizes(data_size(self.path), MAP_SIZE_BYTES)), None)
         if wanted is None:
             raise StoreFull(str(self.path), _NO_ADDRESS_SPACE)
         try:
@@ -352,7 +346,7 @@ class Environment:
             return StoreFull(path, "no memory is left for the transaction")
         if isinstance(error, lmdb.DiskError) or getattr(error, "code", 0) in _FULL:
             return StoreFull(path, "no space left on the disk")
-        if getattr(error, "code", 0) == errno.EIO and self._disk_is_full():
+        if getattr(error, "code", 0) == errno.EIO and disk_is_full(self.path, self.page_size):
             return StoreFull(path, "no space left on the disk")
         if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError)):
             return DamagedStore(path, str(error))
@@ -360,14 +354,6 @@ class Environment:
             self._poison = f"commit failed: {error}"
             return PoisonedHandle(path, self._poison)
         return DamagedStore(path, str(error))
-
-    def _disk_is_full(self) -> bool:
-        """Or the file is as long as this process may make one."""
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        if limit != resource.RLIM_INFINITY and _data_size(self.path) + self.page_size > limit:
-            return True
-        disk = os.statvfs(self.path)
-        return disk.f_bavail * disk.f_frsize < 4 << 20
 
 
 def open_environment(
@@ -398,7 +384,7 @@ def open_environment(
         except OSError as error:
             raise DamagedStore(str(path), "the directory is missing") from error
         key = (stat.st_dev, stat.st_ino)
-        if not _open_lock.wait_for(lambda: key not in _closing, timeout=CLOSING_WAIT_S):
+        if not _closed.wait_for(lambda: key not in _closing, timeout=CLOSING_WAIT_S):
             raise AlreadyOpen(str(path), "its last user is closing it, and a transaction of it goes on")
         shared = _open.get(key)
         if shared is not None:
@@ -410,7 +396,7 @@ def open_environment(
             missing = [name for name in databases if name not in shared._databases]
             _open_databases(shared, missing, read_only=shared.read_only)
             return shared.retain()
-        size = _data_size(path)
+        size = data_size(path)
         if not create and not size:
             raise DamagedStore(str(path / "data.mdb"), "the data file is missing or empty")
         environment = Environment(
@@ -427,11 +413,12 @@ def open_environment(
         return environment
 
 
-def _data_size(path: Path) -> int:
+def _is_shut(environment: Environment) -> bool:
     try:
-        return (path / "data.mdb").stat().st_size
-    except FileNotFoundError:
-        return 0
+        environment._env.path()
+    except lmdb.Error:
+        return True
+    return False
 
 
 def _open_lmdb(
@@ -451,7 +438,7 @@ def _open_lmdb(
             raise InvalidHome(str(path / "lock.mdb"), "readers need permission to write to it")
         options["lock"] = False  # a read-only file system has no writers either, and where it is missing there is none
     else:
-        _allot_lock_file(path)
+        allot_lock_file(path, _READERS_MAX)
     for wanted in map_sizes(size, map_size):
         try:
             return lmdb.open(os.fsencode(path), map_size=wanted, **options)
@@ -468,26 +455,12 @@ def _open_lmdb(
         except lmdb.DiskError as error:
             raise StoreFull(str(path), str(error)) from error
         except lmdb.Error as error:
+            if _ALREADY_OPEN in str(error):  # by another library, or by a handle that was lost
+                raise AlreadyOpen(str(path), "by something else in this process") from error
+            if getattr(error, "code", 0) in (errno.EBUSY, errno.EAGAIN):  # another process takes the file of locks down
+                raise Busy(f"{path}: another process is opening or closing it") from error
             raise from_os(OSError(getattr(error, "code", 0), str(error)), path) from error
     raise StoreFull(str(path), _NO_ADDRESS_SPACE)
-
-
-def _allot_lock_file(path: Path) -> None:
-    """LMDB maps this file and writes to it: without room for it on the disk that would end the process (SIGBUS). What
-    125 readers at once take is made sure of; all of it would be 64 KiB a home. Only where nobody in this process has
-    the file open: closing it gives up the process's locks on it."""
-    file = path / "lock.mdb"
-    try:
-        with suppress(FileNotFoundError):
-            if os.stat(file).st_blocks * 512 >= _LOCK_BYTES:
-                return
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            os.posix_fallocate(descriptor, 0, min(_LOCK_BYTES, (_READERS_MAX - 1) * 64 + 192))
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise from_os(error, file) from error
 
 
 def _all_reading(path: Path) -> Busy:
@@ -498,7 +471,7 @@ def _all_reading(path: Path) -> Busy:
 def _check_length(environment: Environment, path: Path) -> None:
     """A data file shorter than its pages would end the process with SIGBUS at the first read of the rest."""
     needed = (environment._env.info()["last_pgno"] + 1) * environment.page_size
-    found = _data_size(path)
+    found = data_size(path)
     # LMDB writes pages before the meta page that names them, so only a cut file can be short.
     if found < needed:
         raise DamagedStore(str(path / "data.mdb"), f"the data file has {found} bytes, its pages need {needed}")
@@ -525,8 +498,9 @@ def _leak(handle: object) -> None:
 
 def _after_fork_in_child() -> None:
     """Let go of inherited handles: after that the child can open the same homes, the parent notices nothing."""
-    global _open_lock, _gate
-    _open_lock, inherited, _gate = threading.Condition(threading.Lock()), _gate, ForkGate()
+    global _open_lock, _closed, _gate
+    _open_lock = threading.RLock()
+    _closed, inherited, _gate = threading.Condition(_open_lock), _gate, ForkGate()
     _closing.clear()
     if inherited.is_used:  # closing would give up the snapshot that the parent still reads
         for environment in _open.values():

@@ -21,7 +21,9 @@ class ForkGate:
     def __init__(self) -> None:
         self._inside: dict[int, int] = {}  # who, by its id, so that this keeps nobody alive -> its thread
         self._forking = False
-        self._changed = threading.Condition(threading.RLock())  # left by what is collected, at any moment
+        # Taken as a lock (see `environment`), and again by the same thread: what is collected leaves, at any moment.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     @property
     def is_used(self) -> bool:
@@ -37,14 +39,14 @@ class ForkGate:
             if not self._forking or sum(thread == me for thread in list(self._inside.values())) > 1:
                 return
             self.leave(who)
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: not self._forking)
 
     def leave(self, who: object) -> None:
         """Whether it is inside or not."""
         self._inside.pop(id(who), None)
         if self._forking:
-            with self._changed:
+            with self._lock:
                 self._changed.notify_all()
 
     def passed(self) -> Presence[None]:
@@ -53,13 +55,13 @@ class ForkGate:
 
     def before_fork(self) -> None:
         me = threading.get_ident()
-        with self._changed:
+        with self._lock:
             self._forking = True
             self._changed.wait_for(
                 lambda: all(thread == me for thread in list(self._inside.values())), timeout=WAIT_S
             )
 
     def after_in_parent(self) -> None:
-        with self._changed:
+        with self._lock:
             self._forking = False
             self._changed.notify_all()

@@ -6,17 +6,18 @@ transaction looks again once it holds the lock, so that no commit is lost in a g
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, final
 
 from casstore import forks
-from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, from_os
+from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, StoreError, from_os
 from casstore.home import current_generation, identity, replace_file
 from casstore.lmdb_tables import LmdbTables
 from casstore.presence import Presence
@@ -106,7 +107,8 @@ class GenerationTables:
             finally:
                 new.close()
         except BaseException:
-            self.tidy()
+            with suppress(StoreError):  # what went wrong first is of more interest
+                self.tidy()
             raise
         reach("compact.switched")
         with self._entered() as tables:
@@ -119,8 +121,7 @@ class GenerationTables:
         current = current_generation(self._home)
         for directory in (self._home / "store").iterdir():
             if directory.is_dir() and directory.name != current:
-                # Processes that still read there keep the file open; at their next transaction they move on.
-                shutil.rmtree(directory)
+                _remove(directory)
         with self.read() as txn:
             unfinished = txn.get(META, COPYING) is not None
         if unfinished:
@@ -161,10 +162,14 @@ class GenerationTables:
             name = current_generation(self._home)
             path = self._home / "store" / name
             try:
-                return seen, LmdbTables(path, self._names, create=create, read_only=self._read_only)
+                tables = LmdbTables(path, self._names, create=create, read_only=self._read_only)
             except DamagedStore:
                 if current_generation(self._home) == name:
-                    raise  # else the generation was left and removed in between
+                    raise
+            else:
+                if current_generation(self._home) == name:
+                    return seen, tables
+                tables.close()  # left and removed in between: LMDB may have made an empty one in its place
 
     def _signature(self) -> Signature:
         try:
@@ -292,6 +297,18 @@ class _Listing:
     def delete_many(self, table: bytes, keys: Iterable[bytes]) -> None:
         for key in keys:
             self.delete(table, key)
+
+
+def _remove(directory: Path) -> None:
+    """Processes that still read there keep the file open; at their next transaction they move on. One that is about to
+    open it puts a file of locks there: what is left is removed the next time."""
+    try:
+        shutil.rmtree(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise from_os(error, directory) from error
 
 
 Change = tuple[bytes, bytes, bytes | None]

@@ -50,11 +50,13 @@ def open_home(home: str | os.PathLike[str], *, create: bool, read_only: bool = F
         raise InvalidHome(str(path), "it is a file")
     created = False
     if not (path / "FORMAT").exists():
-        if any(path.glob("*/data.mdb")) or any(path.glob("store/*/data.mdb")):
+        # Another process may be making it: what it made is looked at first, and FORMAT, which comes before it, again.
+        has_data = any(path.glob("*/data.mdb")) or any(path.glob("store/*/data.mdb"))
+        if has_data and not (path / "FORMAT").exists():
             raise UnsupportedFormat(str(path / "FORMAT"), "nothing (the file is missing)", FORMAT_NUMBER)
-        if not create or read_only:
+        if not has_data and (not create or read_only):
             raise NotAStore(str(path))
-        created = _create(path)
+        created = not has_data and _create(path)
     fields = _parse(path / "FORMAT")
     if not read_only and not os.access(path, os.W_OK):
         raise InvalidHome(str(path), "it is not writable")
@@ -83,17 +85,44 @@ def current_generation(home: Path) -> str:
 
 def replace_file(path: Path, text: str) -> None:
     """Write a small file so that a crash leaves the old or the new one: temporary, flush, rename, flush."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    with open(temporary, "x", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    os.replace(_write_aside(path, text), path)
+    sync_directory(path.parent)
+
+
+def place_file(path: Path, text: str) -> bool:
+    """Make a small file, whole or not at all, unless there is one. Whether this made it: of all that try one does."""
+    temporary = _write_aside(path, text)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(temporary)
+    sync_directory(path.parent)
+    return True
+
+
+def aside(path: Path) -> Path:
+    """A name beside `path` that is nobody else's: what is there was not finished, and may go."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def sync_directory(path: Path) -> None:
+    """Names in it are on disk on return."""
+    directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _write_aside(path: Path, text: str) -> Path:
+    temporary = aside(path)
+    with open(temporary, "x", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
 
 
 def format_text(uuid: str, instance: str) -> str:
@@ -116,27 +145,20 @@ def _create(path: Path) -> bool:
     try:
         path.mkdir(parents=True, exist_ok=True)
         strangers = [name for name in os.listdir(path) if name not in _OURS and not name.startswith(".FORMAT")]
+        if (path / "FORMAT").exists():
+            return False  # another process made it meanwhile, and what it holds
         if strangers:
             raise InvalidHome(str(path), f"the directory is not empty and no store: it holds {strangers[0]!r}")
         text = format_text(str(uuids.uuid4()), str(uuids.uuid4()))
         (path / "store").mkdir(exist_ok=True)
-        replace_file(path / "store" / "CURRENT", "1\n")
-        # Two processes may create at once: the link makes exactly one of them the founder.
-        temporary = path / f".FORMAT.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-        replace_file(temporary, text)
-        try:
-            os.link(temporary, path / "FORMAT")
-        except FileExistsError:
-            return False
-        finally:
-            os.unlink(temporary)
+        place_file(path / "store" / "CURRENT", "1\n")
+        return place_file(path / "FORMAT", text)  # of several processes at once exactly one is the founder
     except PermissionError as error:
         raise InvalidHome(str(path), "it is not writable") from error
     except InvalidHome:
         raise
     except OSError as error:
         raise from_os(error, path, InvalidHome) from error
-    return True
 
 
 def _parse(path: Path) -> dict[str, str]:

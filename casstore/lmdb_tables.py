@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -9,19 +12,25 @@ from types import TracebackType
 from typing import Any, final
 
 from casstore.environment import Environment, open_environment
+from casstore.errors import from_os
+from casstore.home import aside, sync_directory
 from casstore.tables import ReadTransaction, WriteTransaction
 
 
 @final
 class LmdbTables:
-    """See `casstore.tables.Tables`; commits are atomic at once and durable after `sync()`, or at once if `durable`."""
+    """See `casstore.tables.Tables`; commits are atomic at once and durable after `sync()`, or at once if `durable`.
+    With `create` they are made where there are none."""
 
     def __init__(
         self, path: Path, names: Sequence[bytes], *, create: bool, read_only: bool, durable: bool = False
     ) -> None:
+        self._is_open = False
+        made = not create or (path / "data.mdb").exists() or _make(path, names)
         self.environment: Environment = open_environment(
-            path, create=create, read_only=read_only, durable=durable, databases=names
+            path, create=not made, read_only=read_only, durable=durable, databases=names
         )
+        self._is_open = True
         self._handles = {name: self.environment.db(name) for name in names}
 
     def read(self) -> AbstractContextManager[ReadTransaction]:
@@ -42,7 +51,35 @@ class LmdbTables:
         return self.environment.reader_check()
 
     def close(self) -> None:
-        self.environment.close()
+        if self._is_open:
+            self._is_open = False
+            self.environment.close()
+
+    def __del__(self) -> None:
+        """An interrupt can come before whoever opened these holds them."""
+        self.close()
+
+
+def _make(path: Path, names: Sequence[bytes]) -> bool:
+    """An environment at `path`, with all its tables or not at all: another process may be making it as well, or reads
+    there as soon as it is. Whether it is there now."""
+    temporary = aside(path)
+    try:
+        environment = open_environment(temporary, create=True, durable=False, databases=names)
+        try:
+            environment.sync()
+        finally:
+            environment.close()
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise from_os(error, path) from error
+        else:
+            sync_directory(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return (path / "data.mdb").exists()
 
 
 @final

@@ -31,5 +31,5 @@ class Presence(Generic[T]):
         self._inside = False
 
     def __del__(self) -> None:
-        if self._inside:
+        if getattr(self, "_inside", False):  # it may not even have been made
             self._leave(self)

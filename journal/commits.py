@@ -76,7 +76,8 @@ class Committer:
         self._commit_group = commit_group
         self._queue: deque[Pending] = deque()
         self._leader = threading.Lock()
-        self._wake = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # taken as a lock: an interrupt inside of a condition would leave it taken
+        self._wake = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._idle = False  # the thread waits for the next append
         self._expected = 1  # how many callers will probably be there with the next commit
@@ -97,12 +98,10 @@ class Committer:
         if self._pid != forks.pid:
             raise ForkedHandle("the journal of this append", self._pid)
         pending.awaited = True
-        if self._expected <= 1 and self._leader.acquire(blocking=False):
-            try:
+        if self._expected <= 1 and not self._leader.locked():
+            with self._leader:
                 while not pending.done:
                     self._drain()
-            finally:
-                self._leader.release()
             if self._queue:
                 self.start_thread()
         else:
@@ -111,7 +110,7 @@ class Committer:
 
     def start_thread(self) -> None:
         """Have the queue drained without anybody waiting."""
-        with self._wake:
+        with self._lock:
             if self._thread is None and not self._closed:
                 thread = threading.Thread(target=self._rounds, name="journal-commit", daemon=True)
                 with suppress(RuntimeError):  # there are as many threads as there can be: the next append tries again
@@ -128,7 +127,7 @@ class Committer:
         """Commit what is queued, then stop."""
         if self._pid != forks.pid:
             return
-        with self._wake:
+        with self._lock:
             self._closed = True
             self._wake.notify()
             thread = self._thread
@@ -140,7 +139,7 @@ class Committer:
 
     def _rounds(self) -> None:
         while True:
-            with self._wake:
+            with self._lock:
                 self._idle = True
                 self._wake.wait_for(lambda: self._queue or self._closed)
                 self._idle = False

@@ -362,8 +362,9 @@ def open_journal(
         raise InvalidHome(str(opened.path), f"the store given belongs to another home ({store.home})")
     used = casstore.open(home, create=create, read_only=read_only, clock=clock) if store is None else store
     try:
+        had = used._backend.has_journal()  # first: another process may be making it
         fresh = not (opened.journal_path / "data.mdb").exists()
-        if fresh and used._backend.has_journal():
+        if fresh and had:
             # An empty one in its place would say that no run is live, and gc would believe it.
             raise DamagedStore(str(opened.journal_path), "the home had a journal, and it is missing")
         if fresh and not (create and not read_only):

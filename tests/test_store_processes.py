@@ -47,7 +47,7 @@ def test_a_home_that_is_just_being_closed_can_be_opened(tmp_path, monkeypatch):
     jrn = journal.open(tmp_path / "home")
     found = next(env for env in environment._open.values() if env.path == tmp_path / "home" / "journal")
     closing, go_on, waiting = threading.Event(), threading.Event(), threading.Event()
-    inner, wait_for = found._env, environment._open_lock.wait_for
+    inner, wait_for = found._env, environment._closed.wait_for
 
     class Slow:
         def __getattr__(self, name):
@@ -64,7 +64,7 @@ def test_a_home_that_is_just_being_closed_can_be_opened(tmp_path, monkeypatch):
         return wait_for(predicate, timeout)
 
     found._env = Slow()
-    monkeypatch.setattr(environment._open_lock, "wait_for", waited)
+    monkeypatch.setattr(environment._closed, "wait_for", waited)
     closer = threading.Thread(target=jrn.close)
     closer.start()
     assert closing.wait(60)

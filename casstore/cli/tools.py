@@ -28,7 +28,7 @@ from casstore.cli.options import (
     shown_size,
 )
 from casstore.differences import differences, shown
-from casstore.environment import check_filesystem
+from casstore.disks import check_filesystem
 from journal.event_json import value_to_json
 
 LOW_SPACE_BYTES = 256 << 20
