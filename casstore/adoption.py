@@ -40,17 +40,18 @@ class MapUsers:
     """Who has a transaction open in this process: adopting a larger map, which another process runs with, takes the
     old one away from under them, so it waits until there is none, and nobody begins one meanwhile."""
 
-    def __init__(self, adopt: Callable[[], None], resized: type[Exception]) -> None:
-        """`adopt` takes the larger map; `resized` is what a transaction raises that cannot begin without it."""
-        self._adopt_now, self._resized = adopt, resized
+    def __init__(self, resized: type[Exception]) -> None:
+        """`resized` is what a transaction raises that cannot begin without a larger map."""
+        self._resized = resized
         self._open: dict[int, int] = {}  # who, by its id, so that this keeps nobody alive -> its thread
         self._adopting = False
         # Taken as a lock (see `environment`), and again by the same thread: what is collected leaves, at any moment.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
 
-    def begin(self, who: object, begin: Callable[[], Any]) -> Any:
-        """What `begin` returns, at a moment when the map stays where it is. Raises: Busy, and what `begin` raises."""
+    def begin(self, who: object, begin: Callable[[], Any], adopt: Callable[[], None]) -> Any:
+        """What `begin` returns, at a moment when the map stays where it is; `adopt` takes the larger one. Raises: Busy,
+        and what `begin` raises."""
         while True:
             self._open[id(who)] = threading.get_ident()
             try:
@@ -59,7 +60,7 @@ class MapUsers:
                     return begin()
             except self._resized:
                 self.end(who)
-                self._adopt()
+                self._adopt(adopt)
                 continue
             except BaseException:
                 self.end(who)
@@ -75,7 +76,7 @@ class MapUsers:
             with self._lock:
                 self._changed.notify_all()
 
-    def _adopt(self) -> None:
+    def _adopt(self, adopt: Callable[[], None]) -> None:
         if threading.get_ident() in list(self._open.values()):
             raise Busy("another process has enlarged the store while this thread reads")
         with self._lock:
@@ -85,7 +86,7 @@ class MapUsers:
             self._adopting = True
             try:
                 self._changed.wait_for(lambda: not self._open)
-                self._adopt_now()
+                adopt()
             finally:
                 self._adopting = False
                 self._changed.notify_all()

@@ -39,7 +39,7 @@ from casstore.errors import (
 from casstore.fork_gate import ForkGate
 from casstore.presence import Presence
 
-__all__ = ["Environment", "open_environment"]
+__all__ = ["Environment", "leave", "open_environment"]
 
 MAP_SIZE_BYTES: Final = 1 << 40
 READER_CHECK_S: Final = 30.0
@@ -78,7 +78,7 @@ class _Reading:
         self._gate: ForkGate | None = _gate
         self._gate.enter(self)
         try:
-            self._txn = environment._users_of_map.begin(self, environment._begin_read)
+            self._txn = environment._users_of_map.begin(self, environment._begin_read, environment._adopt_map)
         except BaseException as error:
             self._leave()
             if isinstance(error, lmdb.Error):
@@ -117,23 +117,23 @@ class _Reading:
 
 @final
 class Environment:
-    """An open environment with its named databases; shared by all openers in this process, counted.
+    """An open environment with its named databases; shared by all users in this process, and closed with the last.
 
     A commit through `write()` is atomic. It is on disk when `write()` returns if the environment is `durable`;
     else after the next `sync()`, and until then a power loss may take the newest commits, never the integrity.
     """
 
-    def __init__(self, env: Any, path: Path, *, read_only: bool, databases: Sequence[bytes]) -> None:
+    def __init__(self, env: Any, path: Path, *, read_only: bool) -> None:
         self.path = path
         self.read_only = read_only
         self._env = env
         self._pid = forks.pid
-        self._users = 1
+        self._users: set[int] = set()  # by id, so that this keeps nobody alive
         self._closed = False
         self._poison: str | None = None
         self._writer: int | None = None
         self._mutex = threading.Lock()
-        self._users_of_map = MapUsers(self._adopt_map, lmdb.MapResizedError)
+        self._users_of_map = MapUsers(lmdb.MapResizedError)
         self._reader_checked = time.monotonic()
         self._databases: dict[bytes, Any] = {}
         self.page_size: int = env.stat()["psize"]
@@ -253,24 +253,19 @@ class Environment:
 
     # -- life -----------------------------------------------------------------------------------------
 
-    def retain(self) -> Environment:
-        """One more user of the same handle."""
-        self._check()
-        self._users += 1
-        return self
-
-    def close(self) -> None:
-        """Give back one use; the last one closes. Idempotent after that."""
+    def leave(self, user: object) -> None:
+        """Used no longer, if it was; the last one closes."""
         if self._closed or self._pid != forks.pid:
             return
         try:
             with _open_lock:
-                self._users -= 1
-                if self._users > 0:
+                self._users.discard(id(user))
+                if self._users:
                     return
-                for key in [key for key, env in _open.items() if env is self]:
-                    _closing[key] = _open.pop(key)
                 self._closed = True
+                for key in [key for key, env in _open.items() if env is self]:
+                    _closing[key] = self
+                    del _open[key]
             with self._mutex:  # not under the lock of all: a transaction that is open may have to open another one
                 self._env.close()
         finally:
@@ -284,12 +279,11 @@ class Environment:
     def _end_of_closing(self) -> None:
         """Where an interrupt came before the end, it is as open as before: LMDB takes no second handle."""
         with _open_lock:
+            self._closed = _is_shut(self)
             for key in [key for key, env in _closing.items() if env is self]:
-                if _is_shut(self):
-                    del _closing[key]
-                else:
-                    _open[key] = _closing.pop(key)
-                    self._closed = False
+                if not self._closed:
+                    _open[key] = self
+                del _closing[key]
             _closed.notify_all()
 
     # -- inside ---------------------------------------------------------------------------------------
@@ -314,7 +308,7 @@ class Environment:
             return self._env.begin()
 
     def _begin_write(self, who: object) -> Any:
-        return self._users_of_map.begin(who, self._begin_write_now)
+        return self._users_of_map.begin(who, self._begin_write_now, self._adopt_map)
 
     def _begin_write_now(self) -> Any:
         try:
@@ -358,6 +352,7 @@ class Environment:
 
 def open_environment(
     path: Path,
+    user: object,
     *,
     create: bool,
     read_only: bool = False,
@@ -367,7 +362,8 @@ def open_environment(
     max_dbs: int = 24,
     map_size: int = MAP_SIZE_BYTES,
 ) -> Environment:
-    """Open, or with `create` make, the environment in the directory `path` with all its named databases.
+    """Open, or with `create` make, the environment in the directory `path` with all its named databases, until `user`
+    leaves (see `leave`).
 
     `durable` says whether each commit is on disk when it returns; without it `sync()` is the barrier.
     Raises: DamagedStore (missing or short data file), AlreadyOpen, InvalidHome, UnsupportedFilesystem.
@@ -395,22 +391,31 @@ def open_environment(
             # Another part of the program knows of fewer tables: the journal's environment also holds staged rows.
             missing = [name for name in databases if name not in shared._databases]
             _open_databases(shared, missing, read_only=shared.read_only)
-            return shared.retain()
+            shared._check()
+            shared._users.add(id(user))
+            return shared
         size = data_size(path)
         if not create and not size:
             raise DamagedStore(str(path / "data.mdb"), "the data file is missing or empty")
         environment = Environment(
-            _open_lmdb(path, size, read_only, durable, readahead, max_dbs, map_size),
-            path, read_only=read_only, databases=databases,
-        )  # fmt: skip
+            _open_lmdb(path, size, read_only, durable, readahead, max_dbs, map_size), path, read_only=read_only
+        )
         try:
             _check_length(environment, path)
             _open_databases(environment, databases, read_only=read_only)
         except BaseException:
             environment._env.close()
             raise
+        environment._users.add(id(user))
         _open[key] = environment
         return environment
+
+
+def leave(user: object) -> None:
+    """Give back what it uses, if it does: an interrupt may have come before it learned of it, or while another left."""
+    for environment in list(_open.values()):
+        if not environment._users or id(user) in environment._users:
+            environment.leave(user)
 
 
 def _is_shut(environment: Environment) -> bool:

@@ -51,7 +51,7 @@ def open_home(home: str | os.PathLike[str], *, create: bool, read_only: bool = F
     created = False
     if not (path / "FORMAT").exists():
         # Another process may be making it: what it made is looked at first, and FORMAT, which comes before it, again.
-        has_data = any(path.glob("*/data.mdb")) or any(path.glob("store/*/data.mdb"))
+        has_data = has_generation(path) or (path / "journal" / "data.mdb").exists()
         if has_data and not (path / "FORMAT").exists():
             raise UnsupportedFormat(str(path / "FORMAT"), "nothing (the file is missing)", FORMAT_NUMBER)
         if not has_data and (not create or read_only):
@@ -67,6 +67,11 @@ def identity(path: Path) -> tuple[str, str]:
     """Which store is at `path`, and which copy of it: uuid and instance. Raises: as `open_home`."""
     fields = _parse(path / "FORMAT")
     return fields["uuid"], fields["instance"]
+
+
+def has_generation(home: Path) -> bool:
+    """Whether there are artifacts, or were once; what was not finished does not count."""
+    return any(found.parent.name.isdigit() for found in home.glob("store/*/data.mdb"))
 
 
 def current_generation(home: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
-from casstore.environment import Environment, open_environment
+from casstore.environment import Environment, leave, open_environment
 from casstore.errors import from_os
 from casstore.home import aside, sync_directory
 from casstore.tables import ReadTransaction, WriteTransaction
@@ -25,12 +25,10 @@ class LmdbTables:
     def __init__(
         self, path: Path, names: Sequence[bytes], *, create: bool, read_only: bool, durable: bool = False
     ) -> None:
-        self._is_open = False
         made = not create or (path / "data.mdb").exists() or _make(path, names)
         self.environment: Environment = open_environment(
-            path, create=not made, read_only=read_only, durable=durable, databases=names
+            path, self, create=not made, read_only=read_only, durable=durable, databases=names
         )
-        self._is_open = True
         self._handles = {name: self.environment.db(name) for name in names}
 
     def read(self) -> AbstractContextManager[ReadTransaction]:
@@ -51,13 +49,11 @@ class LmdbTables:
         return self.environment.reader_check()
 
     def close(self) -> None:
-        if self._is_open:
-            self._is_open = False
-            self.environment.close()
+        leave(self)
 
     def __del__(self) -> None:
         """An interrupt can come before whoever opened these holds them."""
-        self.close()
+        leave(self)
 
 
 def _make(path: Path, names: Sequence[bytes]) -> bool:
@@ -65,11 +61,10 @@ def _make(path: Path, names: Sequence[bytes]) -> bool:
     there as soon as it is. Whether it is there now."""
     temporary = aside(path)
     try:
-        environment = open_environment(temporary, create=True, durable=False, databases=names)
         try:
-            environment.sync()
+            open_environment(temporary, temporary, create=True, durable=False, databases=names).sync()
         finally:
-            environment.close()
+            leave(temporary)
         try:
             os.rename(temporary, path)
         except OSError as error:

@@ -6,12 +6,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from casstore.errors import AlreadyOpen, DamagedStore, InvalidArgument
 from casstore.generations import GenerationTables
-from casstore.home import Home, open_home
+from casstore.home import Home, has_generation, open_home
 from casstore.lmdb_tables import LmdbTables
 from casstore.rows import TABLES
 from casstore.stage import TABLE as STAGED
@@ -20,7 +20,8 @@ from casstore.store import Store
 from casstore.table_backend import TableBackend
 
 _handles_lock = threading.Lock()
-_handles: dict[Path, list[tuple[bool, int | None]]] = {}  # homes open in this process: their users' options
+# Homes open in this process: their users, as long as they live, and the options of each.
+_handles: dict[Path, WeakKeyDictionary[GenerationTables, tuple[bool, int | None]]] = {}
 
 
 def open_store(
@@ -37,10 +38,10 @@ def open_store(
     opened = open_home(home, create=create, read_only=read_only)
     key = Path(os.path.realpath(opened.path))
     with _handles_lock:
-        users = _handles.setdefault(key, [])
-        if users and users[0] != (read_only, quota):
+        users = _handles.setdefault(key, WeakKeyDictionary())
+        if any(options != (read_only, quota) for options in users.values()):
             raise AlreadyOpen(str(opened.path), "with another quota or mode")
-        fresh = opened.created or not any(opened.path.glob("store/*/data.mdb"))
+        fresh = opened.created or not has_generation(opened.path)
         tables = GenerationTables(opened.path, TABLES, create=not read_only and fresh, read_only=read_only)
         try:
             backend = TableBackend(tables, read_only=read_only)
@@ -49,14 +50,13 @@ def open_store(
         except BaseException:
             tables.close()
             raise
-        users.append((read_only, quota))
+        users[tables] = read_only, quota
 
     stage = Stage(lambda: _journal_tables(opened, read_only=read_only))
 
     def on_close() -> None:
         with _handles_lock:
-            with suppress(ValueError):
-                users.remove((read_only, quota))
+            users.pop(tables, None)
             tables.close()
         stage.close()
 

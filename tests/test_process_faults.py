@@ -4,6 +4,7 @@ file, an interrupt between any two steps."""
 from __future__ import annotations
 
 import dis
+import gc
 import io
 import os
 import resource
@@ -11,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -143,7 +144,10 @@ def test_no_more_files(tmp_path: Path) -> None:
 # -- interrupts ------------------------------------------------------------------------------------------
 
 LOOKS = ("CALL", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD")
-GUARDED = ("presence.py", "environment.py", "generations.py", "fork_gate.py", "adoption.py", "lmdb_tables.py")
+GUARDED = (
+    "presence.py", "environment.py", "generations.py", "fork_gate.py", "adoption.py", "lmdb_tables.py", "opening.py",
+    "threading.py",
+)  # fmt: skip
 
 
 def is_in_del(frame: FrameType | None) -> bool:
@@ -204,6 +208,47 @@ def test_an_interrupted_call_leaves_nothing_behind(tmp_path: Path, what: str) ->
         assert step > 20
         assert store.get(store.put(b"two")) == b"two"
         assert other_process(lambda: None) == 0
+
+
+COME_AND_GO: dict[str, Callable[[casstore.Store, casstore.Store], Any]] = {
+    "open": lambda store, _: casstore.open(store.home).close(),
+    "close": lambda store, _: store.close(),
+    "move on": lambda _, other: len(other),
+    "compact": lambda store, _: store.compact(),
+}
+
+
+@pytest.mark.parametrize("what", COME_AND_GO)
+def test_an_interrupt_while_handles_come_and_go(tmp_path: Path, what: str) -> None:
+    """Wherever it comes: the same process can open, read, write and compact afterwards, under any options once all is
+    closed, and no environment stays open."""
+    home = tmp_path / "home"
+    with casstore.open(home) as store:
+        name = store.put(b"one")
+
+    def attempt(step: int) -> int:
+        store, other = casstore.open(home), casstore.open(home)
+        if what == "move on":
+            store.compact()
+        with suppress(KeyboardInterrupt), interrupted(step) as count:
+            COME_AND_GO[what](store, other)
+        assert not environment._gate.is_used and not environment._closing
+        assert other.get(name) == b"one" and other.put(b"%d" % step) in other
+        store.close()
+        other.close()
+        return count[0]
+
+    places = attempt(0)
+    assert places > 10
+    for step in range(1, places + 1, max(places // 30, 1)):
+        attempt(step)
+        gc.collect()
+        left = [env.path for env in environment._open.values() if home in env.path.parents]
+        assert left == [], f"step {step}"
+        with casstore.open(home, quota=1 << 40, create=False) as store:
+            assert store.get(name) == b"one", f"step {step}"
+            store.compact()
+    assert other_process(lambda: None) == 0
 
 
 # -- streams that keep no promise, and quotas --------------------------------------------------------------
