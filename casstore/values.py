@@ -118,7 +118,7 @@ def _decode(data: bytes) -> Any:
     small = len(data) <= MAX_DEPTH  # and so no deeper
     if (0xD8 in data and may_link(data)) or not (small or is_shallow(data)):
         value = decode_reference(data)
-        if _comes_back(data):
+        if _comes_back(data) and (not _may_be_deep(data) or _is_simple(value) is not None):
             return value
     else:
         try:

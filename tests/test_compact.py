@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import casstore
-from casstore import ArtifactId, steps
+from casstore import ArtifactId, lmdb_tables, steps
+from casstore import generations as of_generations
+from casstore.rows import TABLES
 from casstore.testing import FakeRoots
 from tests.helpers import compacting
 from tests.helpers import python as child
@@ -162,6 +167,51 @@ with casstore.open(sys.argv[1], read_only=True) as store:
         store.compact()
         store.put(b"later")
         assert reader.communicate("go\n")[0] == "2 later\n"
+
+
+def test_a_generation_that_is_opened_while_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process, about to open it, puts its file of locks there: compact is done all the same, and the next one
+    removes what was left."""
+    home, rmtree = tmp_path / "home", shutil.rmtree
+
+    def beaten(directory: Path) -> None:
+        rmtree(directory)
+        directory.mkdir()
+        (directory / "lock.mdb").touch()
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with casstore.open(home) as store:
+        name = store.put(b"x")
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", beaten)
+            store.compact()
+        assert sorted(os.listdir(home / "store")) == ["1", "2", "CURRENT"]
+        store.compact()
+        assert sorted(os.listdir(home / "store")) == ["3", "CURRENT"] and store.get(name) == b"x"
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+def test_a_reader_that_comes_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_again: bool) -> None:
+    """The generation that it is about to open is left and removed, perhaps just before LMDB makes an empty one in its
+    place: it reads what is there now."""
+    home, opened, late = tmp_path / "home", of_generations.LmdbTables, list[Path]()
+    with casstore.open(home) as store, casstore.open(home) as other:
+        name = store.put(b"x")
+        other.compact()
+
+        def open_late(path: Path, *rest: Any, **options: Any) -> Any:
+            if not late:
+                late.append(path)
+                other.compact()
+                if made_again:
+                    lmdb_tables.LmdbTables(path, TABLES, create=True, read_only=False).close()
+            return opened(path, *rest, **options)
+
+        monkeypatch.setattr(of_generations, "LmdbTables", open_late)
+        assert store.get(name) == b"x" and late == [home / "store" / "2"]
+        monkeypatch.undo()
+        store.compact()
+        assert sorted(os.listdir(home / "store")) == ["4", "CURRENT"] and other.get(name) == b"x"
 
 
 def test_compact_and_gc_keep_each_other_out(tmp_path: Path) -> None:

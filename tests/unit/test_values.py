@@ -120,6 +120,8 @@ def test_depth_is_limited_alike_on_every_path() -> None:
         for encode in (values.encode, values.encode_reference):
             with pytest.raises(InvalidValue, match="deeper"):
                 encode(nest(room + 1, leaf))
+        with pytest.raises(InvalidValue, match="deeper"):  # bytes of what could not be encoded
+            values.decode(b"\x81" * (room + 1) + values.encode([leaf])[0][1:])
     cycle: list[Any] = []
     cycle.append(cycle)
     found: list[BaseException] = []
