@@ -119,10 +119,13 @@ class Draft:
         )  # fmt: skip
 
 
-def backup(home: Path | None, dest: str | os.PathLike[str]) -> BackupReport:
-    """Copy a home that has no journal. Raises: as `drafting`; InvalidArgument where there is a journal."""
+def backup(home: Path | None, dest: str | os.PathLike[str], *, had_journal: bool) -> BackupReport:
+    """Copy a home that has no journal. Raises: as `drafting`; InvalidArgument where there is a journal, DamagedStore
+    where there was one."""
     if home is not None and (home / "journal" / "data.mdb").exists():
         raise InvalidArgument("home", f"{home} has a journal: journal.Journal.backup copies both")
+    if had_journal and home is not None:
+        raise DamagedStore(str(home / "journal"), "the home had a journal, and it is missing")
     with drafting(home, dest) as draft:
         draft.copy_store()
         return draft.seal()

@@ -42,11 +42,12 @@ def load_policy(home: Path | None) -> Policy:
 
 
 def collect(
-    backend: BlobBackend, stage: Stage, home: Path | None, roots: RootSource, uuid: str, policy: Policy, *, now_s: int,
-    dry_run: bool, explain: bool, stop: Callable[[], bool] | None, force: bool, settle: Callable[[], object],
+    backend: BlobBackend, stage: Stage, home: Path | None, roots: RootSource, uuid: str, copy: str, policy: Policy, *,
+    now_s: int, dry_run: bool, explain: bool, stop: Callable[[], bool] | None, force: bool,
+    settle: Callable[[], object],
 ) -> GcReport:  # fmt: skip
     """See Store.gc. Raises: GcRefused (nothing removed), Busy, StoreFull."""
-    source = check_source(roots, uuid)
+    source = check_source(roots, uuid, copy)
     if not dry_run and not force:
         _refuse_low_space(backend, home)
     with nullcontext() if dry_run else collector_lock(home):
@@ -79,9 +80,9 @@ def collect(
     )  # fmt: skip
 
 
-def due(backend: BlobBackend, roots: RootSource, uuid: str, policy: Policy, now_s: int) -> Due:
+def due(backend: BlobBackend, roots: RootSource, uuid: str, copy: str, policy: Policy, now_s: int) -> Due:
     """Whether a gc is worth it: counters, the record of the last one, and an index of the source."""
-    return is_due(policy.auto, _growth(backend, check_source(roots, uuid), policy, now_s), now_s)
+    return is_due(policy.auto, _growth(backend, check_source(roots, uuid, copy), policy, now_s), now_s)
 
 
 def _growth(backend: BlobBackend, source: RootSource, policy: Policy, now_s: int) -> Growth:

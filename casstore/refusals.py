@@ -25,12 +25,15 @@ def refuse_implausible(condemned: int, total: int) -> None:
         raise GcRefused("implausible_share", f"{condemned} of {total} artifacts would go; --force if that is meant")
 
 
-def check_source(roots: object, uuid: str) -> RootSource:
-    """Raises: GcRefused unless `roots` is a source that belongs to this store."""
+def check_source(roots: object, uuid: str, copy: str) -> RootSource:
+    """Raises: GcRefused unless `roots` is a source that belongs to this store, and, where it says of which `instance`
+    it is, to this copy of it: the journal of a backup knows nothing of what came since."""
     if not isinstance(roots, RootSource):
         raise GcRefused("no_root_source", f"{type(roots).__name__} is no RootSource; give the journal of this home")
     if roots.uuid != uuid:
         raise GcRefused("foreign_journal", f"the journal belongs to home {roots.uuid}, the store to {uuid}")
+    if getattr(roots, "instance", copy) != copy:
+        raise GcRefused("foreign_journal", "the journal belongs to another copy of this home, such as a backup")
     return roots
 
 

@@ -375,8 +375,8 @@ class Store:
             max_time=either(max_time, budget, "max_time", "budget"), max_bytes=max_bytes,
         )  # fmt: skip
         return collecting.collect(
-            self._backend, self._stage, self.home, roots, self.uuid, used, now_s=self._now(), dry_run=dry_run,
-            explain=explain, stop=stop, force=force, settle=self.staging.settle,
+            self._backend, self._stage, self.home, roots, self.uuid, self.instance, used, now_s=self._now(),
+            dry_run=dry_run, explain=explain, stop=stop, force=force, settle=self.staging.settle,
         )  # fmt: skip
 
     def gc_due(self, roots: RootSource, *, policy: Policy | None = None) -> Due:
@@ -384,7 +384,7 @@ class Store:
         the record of the last one. Raises: GcRefused (not this home's source), InvalidPolicy."""
         self._check()
         used = self.policy() if policy is None else instance(policy, Policy, "policy")
-        return collecting.due(self._backend, roots, self.uuid, used, self._now())
+        return collecting.due(self._backend, roots, self.uuid, self.instance, used, self._now())
 
     def policy(self) -> Policy:
         """What HOME/gc.toml says a gc keeps; the default without that file. Raises: InvalidPolicy with the key."""
@@ -467,7 +467,7 @@ class Store:
         Raises: InvalidArgument (nothing touched), Busy (gc, compact or another backup), StoreFull (`dest` is gone).
         """
         self._check(write=True)
-        return backups.backup(self.home, dest)  # no journal, so nothing is staged
+        return backups.backup(self.home, dest, had_journal=self._backend.has_journal())  # without, nothing is staged
 
     def why(self, id: ArtifactId, roots: RootSource | None, *, policy: Policy | None = None) -> Why:
         """Why an artifact is there, or gone: the shortest path from a root, or since when nothing holds it and when a

@@ -70,6 +70,7 @@ from journal.log import open_journal as open
 from journal.reading import RunSummary
 from journal.rebuilding import RebuildReport
 from journal.recorder import Run
+from journal.redaction import Redact, redact_secrets
 from journal.resume import ResumePoint
 from journal.run_files import RunExport, RunImport
 from journal.run_view import RunReader
@@ -127,6 +128,7 @@ __all__ = [
     "PydanticCodec",
     "RebuildReport",
     "RecordedEvent",
+    "Redact",
     "ResumePoint",
     "Run",
     "RunCompleted",
@@ -151,4 +153,5 @@ __all__ = [
     "decide",
     "links",
     "open",
+    "redact_secrets",
 ]

@@ -33,6 +33,7 @@ from journal.offload import WORKERS, Calls, Opening, Outcome, Signal, aside
 from journal.reading import PAGE_EVENTS, RunSummary
 from journal.rebuilding import RebuildReport
 from journal.recorder import CANCELLED, Classifier, Run
+from journal.redaction import Redact
 from journal.resume import ResumePoint
 from journal.run_files import RunExport, RunImport
 
@@ -57,7 +58,8 @@ class AsyncJournal:
     @classmethod
     def open(
         cls, home: str | os.PathLike[str], *, store: Store | None = None, codec: ContextCodec | None = None,
-        create: bool = True, read_only: bool = False, clock: Callable[[], float] = time.time, workers: int = WORKERS,
+        redact: Redact | None = None, create: bool = True, read_only: bool = False,
+        clock: Callable[[], float] = time.time, workers: int = WORKERS,
     ) -> Opening[AsyncJournal]:  # fmt: skip
         """Open the journal at `home`, or make one there; to be awaited, or entered with `async with`.
 
@@ -66,7 +68,9 @@ class AsyncJournal:
 
         async def opened() -> AsyncJournal:
             outcome = await aside(
-                lambda: open_journal(home, store=store, codec=codec, create=create, read_only=read_only, clock=clock)
+                lambda: open_journal(
+                    home, store=store, codec=codec, redact=redact, create=create, read_only=read_only, clock=clock
+                )
             )
             if outcome.cancelled is not None and outcome.error is None:
                 await aside(outcome.value.close)

@@ -36,6 +36,7 @@ from journal.events import (
 )
 from journal.failures import ErrorInfo
 from journal.ids import check_text
+from journal.redaction import redacted
 from journal.storable import MESSAGE_LIMIT_BYTES, describe, error_info, is_retryable, plain_error_info, storable_text
 from journal.views import OpenAttempt
 
@@ -269,7 +270,8 @@ class Attempt:
         if error is None:
             self._left_without_completing()
         elif isinstance(error, asyncio.CancelledError):
-            message = storable_text(describe(error) or "the task was cancelled", MESSAGE_LIMIT_BYTES)
+            said = redacted(self._run._redact, describe(error), None)[0]
+            message = storable_text(said or "the task was cancelled", MESSAGE_LIMIT_BYTES)
             self._fail(error, lambda: ErrorInfo(code="cancelled", retryable=True, message=message))
         elif isinstance(error, Exception):
             self._fail(error, lambda: self._info_of(error))
@@ -287,10 +289,12 @@ class Attempt:
         run = self._run
         retryable = is_retryable(error, run._retryable)
         try:
-            return error_info(error, retryable=retryable, put=run._put_details, present=run._store.__contains__)
+            return error_info(
+                error, retryable=retryable, put=run._put_details, present=run._store.__contains__, redact=run._redact
+            )
         except Exception as problem:  # the store would not take the details
             error.add_note(f"its details were not recorded: {problem}")
-            return plain_error_info(error, retryable=retryable)
+            return plain_error_info(error, retryable=retryable, redact=run._redact)
 
     def _fail(self, error: BaseException, describe: Callable[[], ErrorInfo]) -> None:
         """Record the failure. Whatever goes wrong here becomes a note: the handler's exception is the one to see."""

@@ -36,6 +36,7 @@ from journal.failures import RunStatus, check_member
 from journal.feeding import Bell, RunFeed
 from journal.ids import U64_MAX, check_int, check_op_id, parse_run_id
 from journal.reading import RunSummary, stale_runs
+from journal.redaction import Redact
 from journal.resume import CLAIM_TTL_MS, RunOperations
 from journal.rows import TABLES
 from journal.table_backend import TableBackend
@@ -58,11 +59,12 @@ class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
 
     def __init__(
         self, backend: JournalBackend, store: Store, *, name: str, read_only: bool = False,
-        codec: ContextCodec | None = None, clock: Callable[[], float] = time.time,
+        codec: ContextCodec | None = None, redact: Redact | None = None, clock: Callable[[], float] = time.time,
         on_close: Callable[[], None] = lambda: None, claim_ttl_ms: int = CLAIM_TTL_MS,
     ) -> None:  # fmt: skip
         self.store = store
         self.codec: ContextCodec = PlainCodec() if codec is None else codec
+        self.redact = redact
         self.read_only = read_only
         self._backend, self._clock, self._name, self._on_close = backend, clock, name, on_close
         self._claim_ttl_ms = claim_ttl_ms
@@ -228,6 +230,11 @@ class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
         """The uuid of the home that it belongs to."""
         return self.store.uuid
 
+    @property
+    def instance(self) -> str:
+        """Which copy of that home it is: a backup is another one."""
+        return self.store.instance
+
     def live_roots(self, *, completed_after_ms: int | None) -> Iterator[Root]:
         """What live runs name, and runs that ended since. Raises: InvalidStream: then gc removes nothing."""
         self._check()
@@ -348,17 +355,20 @@ class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
 
 def open_journal(
     home: str | os.PathLike[str], *, store: Store | None = None, codec: ContextCodec | None = None,
-    create: bool = True, read_only: bool = False, clock: Callable[[], float] = time.time,
+    redact: Redact | None = None, create: bool = True, read_only: bool = False, clock: Callable[[], float] = time.time,
 ) -> Journal:  # fmt: skip
     """Open the journal at `home`, or make one there, unless it had one. Without `store` the store of that home is
-    opened too, and closed with the journal.
+    opened too, and closed with the journal. `redact` masks what failures and reasons say before its runs record it;
+    `redact_secrets` is one.
 
     Raises: NotAStore, InvalidHome, UnsupportedFormat, UnsupportedFilesystem, DamagedStore, AlreadyOpen.
     """
     opened = open_home(home, create=create, read_only=read_only)
     if codec is not None and not isinstance(codec, ContextCodec):
         raise InvalidArgument("codec", "an object with to_plain and from_plain is wanted")
-    if store is not None and store.uuid != opened.uuid:
+    if redact is not None and not callable(redact):
+        raise InvalidArgument("redact", "a function of a message and details is wanted, which returns both")
+    if store is not None and (store.uuid, store.instance) != (opened.uuid, opened.instance):
         raise InvalidHome(str(opened.path), f"the store given belongs to another home ({store.home})")
     used = casstore.open(home, create=create, read_only=read_only, clock=clock) if store is None else store
     try:
@@ -389,7 +399,7 @@ def open_journal(
         if store is None:
             used.close()
 
-    return Journal(backend, used, name=str(opened.path), read_only=read_only, codec=codec, clock=clock,
+    return Journal(backend, used, name=str(opened.path), read_only=read_only, codec=codec, redact=redact, clock=clock,
                    on_close=on_close)  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from journal.errors import (
 from journal.events import DomainEvent, Event, RunCompleted, StateEntered, StateFailed, run_ended
 from journal.failures import ErrorInfo, RunStatus, StateError
 from journal.records import MAX_RECORD
+from journal.redaction import Redact, redacted
 from journal.storable import REASON_LIMIT_BYTES, state_error, storable_text
 from journal.views import RunView, advance, look_up
 
@@ -67,6 +68,7 @@ class Run:
         self._journal = journal
         self._store: Store = journal.store
         self._codec: ContextCodec = journal.codec
+        self._redact: Redact | None = journal.redact
         self._view = view
         self._claim = claim
         self._retryable = retryable
@@ -218,7 +220,9 @@ class Run:
         with self._lock:
             if self._view.status is RunStatus.FAILED:
                 return
-            stated = state_error(error, put=self._put_details, present=self._store.__contains__)
+            stated = state_error(
+                error, put=self._put_details, present=self._store.__contains__, redact=self._redact
+            )  # fmt: skip
             info = stated.info
             final = ErrorInfo(code=info.code, category=info.category, retryable=False, message=info.message,
                               details_bytes=info.details_bytes)  # fmt: skip
@@ -231,7 +235,8 @@ class Run:
         """
         with self._lock:
             if self._view.status is not RunStatus.CANCELLED:
-                self._end_early(RunStatus.CANCELLED, reason, None, cancelled_info(reason))
+                said = redacted(self._redact, str(reason), None)[0]
+                self._end_early(RunStatus.CANCELLED, said, None, cancelled_info(said))
 
     def release(self) -> None:
         """Give the claim back, so that another process can resume at once. The run stays as it is. Idempotent."""

@@ -45,6 +45,7 @@ from journal.recorder import (
     put_manifest,
     take,
 )
+from journal.redaction import redacted
 from journal.renewal import PER_TTL, Renewer
 from journal.views import RunView, advance
 
@@ -195,7 +196,8 @@ def cancel(journal: Any, run_id: UUID | str, reason: str = CANCELLED) -> RunStat
             return state
         if view.status is not None:
             raise InvalidEvent("after_run_completed", wanted, view.head + 1, f"the run is {view.status.value}")
-        events = ending(view, RunStatus.CANCELLED, reason, None, cancelled_info(reason))
+        said = redacted(journal.redact, str(reason), None)[0]
+        events = ending(view, RunStatus.CANCELLED, said, None, cancelled_info(said))
         try:
             _append(journal, wanted, view.head, events, [], claim=True, steal=True)
         except Conflict:

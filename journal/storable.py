@@ -15,6 +15,7 @@ from casstore.errors import MissingArtifact
 from casstore.ids import ArtifactId
 from journal.errors import NonRetryable
 from journal.failures import ErrorCategory, ErrorInfo, StateError
+from journal.redaction import Redact, redacted
 
 MESSAGE_LIMIT_BYTES: Final = 1024
 RUN_MESSAGE_LIMIT_BYTES: Final = 640  # in run_ended, which holds a reason and a state besides
@@ -97,46 +98,61 @@ def is_retryable(error: BaseException, classify: Callable[[BaseException], bool]
         return True
 
 
-def error_info(error: BaseException, *, retryable: bool, put: PutValue, present: Present) -> ErrorInfo:
+def error_info(
+    error: BaseException, *, retryable: bool, put: PutValue, present: Present, redact: Redact | None = None
+) -> ErrorInfo:  # fmt: skip
     """What an exception says, storable. Its `code`, `category` and `details` attributes are used where they fit."""
     details = _attribute(error, "details")
+    if redact is not None:
+        details = _plain(details)
+    message, details = redacted(redact, describe(error), details)
     return ErrorInfo(
         code=_code(error),
         category=_category(_attribute(error, "category")),
         retryable=retryable,
-        message=storable_text(describe(error), MESSAGE_LIMIT_BYTES),
+        message=storable_text(message, MESSAGE_LIMIT_BYTES),
         details=None if details is None else storable_details(details, put=put, present=present),
     )
 
 
-def plain_error_info(error: BaseException, *, retryable: bool) -> ErrorInfo:
+def plain_error_info(error: BaseException, *, retryable: bool, redact: Redact | None = None) -> ErrorInfo:
     """The same without details: what is written when those got in the way."""
-    message = storable_text(describe(error), MESSAGE_LIMIT_BYTES)
+    message = storable_text(redacted(redact, describe(error), None)[0], MESSAGE_LIMIT_BYTES)
     return ErrorInfo(code=_code(error), retryable=retryable, message=message)
 
 
 def state_error(
-    error: BaseException | StateError | ErrorInfo | str, *, put: PutValue, present: Present
+    error: BaseException | StateError | ErrorInfo | str, *, put: PutValue, present: Present,
+    redact: Redact | None = None,
 ) -> StateError:  # fmt: skip
     """Whatever a caller gives as the reason of a failed run, storable; never retryable unless it says so itself."""
     if isinstance(error, StateError):
-        return replace(error, info=_fit(error.info, put=put, present=present))
+        return replace(error, info=_fit(error.info, put=put, present=present, redact=redact))
     if isinstance(error, ErrorInfo):
-        return StateError(info=_fit(error, put=put, present=present))
+        return StateError(info=_fit(error, put=put, present=present, redact=redact))
     if isinstance(error, BaseException):
-        info = error_info(error, retryable=False, put=put, present=present)
+        info = error_info(error, retryable=False, put=put, present=present, redact=redact)
         return StateError(info=_fit(info, put=put, present=present))
-    message = storable_text(str(error), RUN_MESSAGE_LIMIT_BYTES)
+    message = storable_text(redacted(redact, str(error), None)[0], RUN_MESSAGE_LIMIT_BYTES)
     return StateError(info=ErrorInfo(code="run_failed", retryable=False, message=message))
 
 
-def _fit(info: ErrorInfo, *, put: PutValue, present: Present) -> ErrorInfo:
-    details = info.details
+def _plain(details: Any) -> Any:
+    """What a hook is given: a plain value, else what is shown of it."""
+    try:
+        values.encode(details)
+    except Exception:
+        return _shown(details)
+    return details
+
+
+def _fit(info: ErrorInfo, *, put: PutValue, present: Present, redact: Redact | None = None) -> ErrorInfo:
+    message, details = redacted(redact, info.message, info.details)
     return ErrorInfo(
         code=storable_text(info.code, CODE_LIMIT_BYTES),
         category=info.category,
         retryable=info.retryable,
-        message=storable_text(info.message, RUN_MESSAGE_LIMIT_BYTES),
+        message=storable_text(message, RUN_MESSAGE_LIMIT_BYTES),
         details=None if details is None else storable_details(details, put=put, present=present),
     )
 

@@ -140,7 +140,7 @@ def register(cli: click.Group) -> None:
         with open_store(home, read_only=True) as store:
             name = buried_id(store, id)
             policy = store.policy().changed(**given)
-            if has_journal(home):
+            if has_journal(home, store):
                 with open_journal(home, store, read_only=True) as jrn:
                     found = store.why(name, jrn, policy=policy)
             else:

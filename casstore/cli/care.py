@@ -71,7 +71,7 @@ def register(cli: click.Group) -> None:
                     progress=lambda done, total: progress.update(bar, completed=done, total=total),
                 )  # fmt: skip
             # What cannot be divided belongs to the last part, the journal as well.
-            with_journal = report.complete and has_journal(home) and (subset is None or subset[0] == subset[1])
+            with_journal = report.complete and has_journal(home, store) and (subset is None or subset[0] == subset[1])
             with ExitStack() as stack:
                 jrn = None
                 if with_journal:

@@ -147,8 +147,9 @@ def open_journal(home: Path, store: Store, *, read_only: bool) -> Journal:
     return journal.open(home, store=store, create=False, read_only=read_only)
 
 
-def has_journal(home: Path) -> bool:
-    return (home / "journal" / "data.mdb").exists()
+def has_journal(home: Path, store: Store | None = None) -> bool:
+    """Whether there is one; by what `store` knows also whether there was: to open it says what is wrong then."""
+    return (home / "journal" / "data.mdb").exists() or (store is not None and store._backend.has_journal())
 
 
 def artifact(store: Store, text: str) -> ArtifactId:
@@ -181,7 +182,7 @@ def report_error(error: Exception) -> int:
     name = getattr(error, "code", "usage" if isinstance(error, click.UsageError) else "failure")
     if isinstance(error, click.ClickException):
         code, text = EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILURE, error.format_message()
-    elif isinstance(error, OSError) and error.strerror:
+    elif isinstance(error, OSError) and error.strerror and not isinstance(error, casstore.CodedError):
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     else:
         text = str(error) or type(error).__name__

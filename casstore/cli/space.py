@@ -14,7 +14,7 @@ from casstore.cli.options import (
     command,
     counted,
     has_journal,
-    open_both,
+    open_journal,
     open_store,
     shown_size,
 )
@@ -51,11 +51,11 @@ def register(cli: click.Group) -> None:
     @click.argument("dest", type=click.Path(path_type=Path))
     def backup(home: Path, out: Out, dest: Path) -> None:
         """Copy the whole home to DEST, where nothing is yet. Others may go on reading and writing."""
-        if has_journal(home):
-            with open_both(home, read_only=False) as (_, jrn):
-                report = jrn.backup(dest)
-        else:
-            with open_store(home, read_only=False) as store:
+        with open_store(home, read_only=False) as store:
+            if has_journal(home, store):
+                with open_journal(home, store, read_only=False) as jrn:
+                    report = jrn.backup(dest)
+            else:
                 report = store.backup(dest)
         document = {
             "path": str(report.path), "instance": report.instance, "artifacts": report.artifacts,

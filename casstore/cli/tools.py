@@ -139,10 +139,15 @@ def _checks(home: Path) -> Iterator[Check]:
         left = sorted(path.name for path in (home / "store").iterdir() if path.is_dir())
         yield Check("generations", len(left) == 1, f"{', '.join(left)}"
                     + ("" if len(left) == 1 else "; the next gc or compact removes what is left over"))  # fmt: skip
-        if not has_journal(home):
+        if not has_journal(home, store):
             yield Check("journal", False, "there is none: gc refuses to collect without one")
             return
-        with open_journal(home, store, read_only=True) as jrn:
+        try:
+            jrn = open_journal(home, store, read_only=True)
+        except casstore.StoreError as error:
+            yield Check("journal", False, str(error))
+            return
+        with jrn:
             yield Check("journal", True, f"{len(jrn)} events")
             dead = [str(row.run_id) for row in jrn.recoverable()]
             detail = f"{counted(len(dead), 'live run')} that nobody works on" + (f", such as {dead[0]}" if dead else "")
