@@ -7,11 +7,11 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, final
 
 from casstore import history, quotas
 from casstore.backend import BlobBackend
-from casstore.errors import GcRefused, InvalidPolicy, StoreFull
+from casstore.errors import GcRefused, InvalidArgument, InvalidPolicy, StoreFull
 from casstore.gc import Collector, Limits
 from casstore.locks import collector_lock
 from casstore.policies import Due, Growth, Policy, is_due, parse_policy
@@ -42,12 +42,13 @@ def load_policy(home: Path | None) -> Policy:
 
 
 def collect(
-    backend: BlobBackend, stage: Stage, home: Path | None, roots: RootSource, uuid: str, copy: str, policy: Policy, *,
+    backend: BlobBackend, stage: Stage, home: Path | None, roots: RootSource, uuid: str, policy: Policy, *,
     now_s: int, dry_run: bool, explain: bool, stop: Callable[[], bool] | None, force: bool,
     settle: Callable[[], object],
 ) -> GcReport:  # fmt: skip
     """See Store.gc. Raises: GcRefused (nothing removed), Busy, StoreFull."""
-    source = check_source(roots, uuid, copy)
+    source = check_source(roots, uuid, home)
+    asked = None if stop is None else Asking(stop)
     if not dry_run and not force:
         _refuse_low_space(backend, home)
     with nullcontext() if dry_run else collector_lock(home):
@@ -62,17 +63,19 @@ def collect(
                 raise GcRefused("unknown_policy", f"{type(source).__name__} cannot say which runs ended first")
             with refusing("reading roots"):
                 opened = backend.gc_peek(now_s, _seconds(policy.grace))
-                retention, over = quotas.fit(backend, source, retention, opened, policy.quota, stop)
+                retention, over = quotas.fit(backend, source, retention, opened, policy.quota, asked)
         collector = Collector(
             backend, source, now_s=now_s, grace_s=_seconds(policy.grace), retention=retention,
             quarantine_s=_seconds(policy.quarantine), stage=stage, explain=explain,
-            limits=Limits(None if policy.max_time is None else _exact(policy.max_time), policy.max_bytes, stop),
+            limits=Limits(None if policy.max_time is None else _exact(policy.max_time), policy.max_bytes, asked),
         )  # fmt: skip
         if dry_run:
             report = collector.preview()
         else:
             report = collector.run(plausible=(lambda *_: None) if force else refuse_implausible, witness=witness)
             backend.sync()
+    if asked is not None and asked.error is not None:
+        raise asked.error
     info = backend.info()
     return replace(
         report, over_quota_bytes=over, file_bytes=info["file_bytes"],
@@ -80,9 +83,30 @@ def collect(
     )  # fmt: skip
 
 
-def due(backend: BlobBackend, roots: RootSource, uuid: str, copy: str, policy: Policy, now_s: int) -> Due:
+@final
+class Asking:
+    """The caller's `stop`. What it raises stops a gc as a yes does, and is raised once that has ended in order."""
+
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        if not callable(stop):
+            raise InvalidArgument("stop", "a function that says whether to stop is wanted")
+        self._stop = stop
+        self.error: Exception | None = None
+
+    def __call__(self) -> bool:
+        if self.error is None:
+            try:
+                return bool(self._stop())
+            except Exception as error:
+                self.error = error
+        return True
+
+
+def due(
+    backend: BlobBackend, home: Path | None, roots: RootSource, uuid: str, policy: Policy, now_s: int
+) -> Due:  # fmt: skip
     """Whether a gc is worth it: counters, the record of the last one, and an index of the source."""
-    return is_due(policy.auto, _growth(backend, check_source(roots, uuid, copy), policy, now_s), now_s)
+    return is_due(policy.auto, _growth(backend, check_source(roots, uuid, home), policy, now_s), now_s)
 
 
 def _growth(backend: BlobBackend, source: RootSource, policy: Policy, now_s: int) -> Growth:

@@ -111,6 +111,10 @@ class AmbiguousPrefix(StoreError, LookupError):
     names = ("prefix", "matches")
     template = "prefix {prefix!r} fits several artifacts: {matches}"
 
+    def _shown(self) -> dict[str, Any]:
+        shown = super()._shown()
+        return {**shown, "matches": ", ".join(map(str, shown["matches"]))}
+
 
 class AlreadyOpen(StoreError):
     """The same home is open in this process with other options."""

@@ -69,6 +69,14 @@ def identity(path: Path) -> tuple[str, str]:
     return fields["uuid"], fields["instance"]
 
 
+def is_same_place(one: Path, other: Path) -> bool:
+    """Whether both are one home, by whatever name."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
 def has_generation(home: Path) -> bool:
     """Whether there are artifacts, or were once; what was not finished does not count."""
     return any(found.parent.name.isdigit() for found in home.glob("store/*/data.mdb"))

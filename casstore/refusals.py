@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from casstore.backend import EpochLost
 from casstore.errors import GcRefused, StoreError
+from casstore.home import is_same_place
 from casstore.roots import RootSource
 
 
@@ -25,15 +27,16 @@ def refuse_implausible(condemned: int, total: int) -> None:
         raise GcRefused("implausible_share", f"{condemned} of {total} artifacts would go; --force if that is meant")
 
 
-def check_source(roots: object, uuid: str, copy: str) -> RootSource:
-    """Raises: GcRefused unless `roots` is a source that belongs to this store, and, where it says of which `instance`
-    it is, to this copy of it: the journal of a backup knows nothing of what came since."""
+def check_source(roots: object, uuid: str, home: Path | None) -> RootSource:
+    """Raises: GcRefused unless `roots` is a source that belongs to this store, and, where it says at which `home` it
+    is, at this one: the journal of a backup or of a copy knows nothing of what came since."""
     if not isinstance(roots, RootSource):
         raise GcRefused("no_root_source", f"{type(roots).__name__} is no RootSource; give the journal of this home")
     if roots.uuid != uuid:
         raise GcRefused("foreign_journal", f"the journal belongs to home {roots.uuid}, the store to {uuid}")
-    if getattr(roots, "instance", copy) != copy:
-        raise GcRefused("foreign_journal", "the journal belongs to another copy of this home, such as a backup")
+    place = getattr(roots, "home", None)
+    if home is not None and place is not None and not is_same_place(place, home):
+        raise GcRefused("foreign_journal", f"the journal is that of {place}, a copy or a backup of this home")
     return roots
 
 

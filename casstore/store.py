@@ -375,7 +375,7 @@ class Store:
             max_time=either(max_time, budget, "max_time", "budget"), max_bytes=max_bytes,
         )  # fmt: skip
         return collecting.collect(
-            self._backend, self._stage, self.home, roots, self.uuid, self.instance, used, now_s=self._now(),
+            self._backend, self._stage, self.home, roots, self.uuid, used, now_s=self._now(),
             dry_run=dry_run, explain=explain, stop=stop, force=force, settle=self.staging.settle,
         )  # fmt: skip
 
@@ -384,7 +384,7 @@ class Store:
         the record of the last one. Raises: GcRefused (not this home's source), InvalidPolicy."""
         self._check()
         used = self.policy() if policy is None else instance(policy, Policy, "policy")
-        return collecting.due(self._backend, roots, self.uuid, self.instance, used, self._now())
+        return collecting.due(self._backend, self.home, roots, self.uuid, used, self._now())
 
     def policy(self) -> Policy:
         """What HOME/gc.toml says a gc keeps; the default without that file. Raises: InvalidPolicy with the key."""

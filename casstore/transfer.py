@@ -159,7 +159,11 @@ def _output(out: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
         return
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with open(part, "xb") as file:
+        try:
+            file = open(part, "xb")  # noqa: SIM115 - so that the error names the path that was given
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, str(path)) from None
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())

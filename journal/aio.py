@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, ParamSpec, TypeVar, final, overload
 from uuid import UUID
@@ -94,6 +95,11 @@ class AsyncJournal:
     def uuid(self) -> str:
         """The uuid of the home that it belongs to."""
         return self._journal.uuid
+
+    @property
+    def home(self) -> Path | None:
+        """Where that home is, None in memory."""
+        return self._journal.home
 
     # -- runs
 
@@ -278,6 +284,10 @@ class AsyncJournal:
         return await self._calls.make(
             lambda: self._journal.claim(run_id, owner, ttl), lambda claim, _: self._journal.release(claim)
         )
+
+    async def holder(self, run_id: UUID | str) -> Claim | None:
+        """Who holds a run just now, None where nobody does. Raises: RunNotFound."""
+        return await self._calls.run(lambda: self._journal.holder(run_id))
 
     async def renew(self, claim: Claim, ttl: float | None = None) -> Claim:
         """Extend a claim, an expired one too if nobody took it. Raises: Fenced (somebody did, or the run ended)."""

@@ -100,7 +100,9 @@ class Attempt:
     # -- reading
 
     def context(self) -> Any:
-        """The context at the base, decoded afresh: changes to it reach nobody else."""
+        """The context at the base, decoded afresh: changes to it reach nobody else. Raises: AttemptLost."""
+        if self._status == "lost":
+            raise self._lost()
         return self._run._context_at(self.base_snapshot_id)
 
     # -- recording

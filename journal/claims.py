@@ -9,7 +9,7 @@ from uuid import UUID
 
 from journal.admission import ClaimRequest, is_free
 from journal.appends import Claim, check_claim
-from journal.backend import ClaimRow
+from journal.backend import ClaimRow, RunRow
 from journal.errors import Conflict, Fenced, InvalidArgument, InvalidEvent, RunNotFound
 from journal.ids import check_int, parse_run_id
 from journal.reading import RunSummary
@@ -54,10 +54,15 @@ class RunClaims:
             return taken
 
     def renew(self, claim: Claim, ttl: float | None = None) -> Claim:
-        """Extend a claim, an expired one too if nobody took it. Raises: Fenced (somebody did, or the run ended)."""
+        """Extend a claim by `ttl` seconds, by default those it was taken for, an expired one too if nobody took it.
+        Raises: Fenced (somebody did, or the run ended)."""
         self._check(write=True)
         _check_claim(claim)
-        ttl_ms = self._claim_ttl_ms if ttl is None else _ttl_ms(ttl)
+        if ttl is None:
+            held = self._held(claim.run_id)[1]
+            ttl_ms = self._claim_ttl_ms if held is None else held.ttl_ms
+        else:
+            ttl_ms = _ttl_ms(ttl)
         until_ms = self._terms().now_ms + ttl_ms
         self._set_claim(claim, ClaimRow(claim.owner, until_ms, ttl_ms))
         return Claim(run_id=claim.run_id, epoch=claim.epoch, owner=claim.owner, until_ms=until_ms)
@@ -71,11 +76,28 @@ class RunClaims:
         except (Fenced, RunNotFound):
             return
 
+    def holder(self, run_id: UUID | str) -> Claim | None:
+        """Who holds a run just now, so that a resume of it would be Claimed; None where nobody does. Raises:
+        RunNotFound."""
+        self._check()
+        wanted = parse_run_id(run_id)
+        row, held = self._held(wanted)
+        if row is None:
+            raise RunNotFound(wanted)
+        if held is None or row.status is not None or is_free(held, self._terms()):
+            return None
+        return Claim(run_id=wanted, epoch=row.epoch, owner=held.owner, until_ms=held.until_ms)
+
     def recoverable(self, *, op_id: str | None = None, limit: int | None = None) -> Iterator[RunSummary]:
         """Live runs that nobody holds, newest first, but for those whose last failure says to wait longer."""
         return islice(self._recoverable(op_id), check_limit(limit))
 
     # -- inside
+
+    def _held(self, run_id: UUID) -> tuple[RunRow | None, ClaimRow | None]:
+        with self._backend.look() as look:
+            row = look.run(run_id)
+            return row, None if row is None else look.claim(row.number)
 
     def _set_claim(self, claim: Claim, row: ClaimRow | None) -> None:
         with self._backend.look() as look:

@@ -152,12 +152,12 @@ class InvalidPlan(JournalError, ValueError):
 
 
 class StateNotInPlan(JournalError):
-    """The stream has a state that the plan does not name. Nothing was written."""
+    """A state that is not in the plan: one of the stream's, or one to be entered. Nothing was written."""
 
     code = "state_not_in_plan"
     hint = "Resume with that state in the plan, fork the run, or cancel it."
     names = ("state_id", "plan")
-    template = "state {state_id} stands in the stream but not in the plan {plan}"
+    template = "state {state_id} is not in the plan {plan}"
     state_id: str
     plan: tuple[str, ...]
 
@@ -241,6 +241,10 @@ class AmbiguousRun(JournalError, LookupError):
     template = "prefix {prefix!r} fits several runs: {matches}"
     prefix: str
     matches: tuple[str, ...]
+
+    def _shown(self) -> dict[str, Any]:
+        shown = super()._shown()
+        return {**shown, "matches": ", ".join(shown["matches"])}
 
 
 # -- somebody else was there first --------------------------------------------------------------------

@@ -114,7 +114,8 @@ def check_text(field: str, value: object, *, least: int = 0, most: int | None = 
     if not is_text(value):
         raise InvalidField(field, f"text is wanted, not {type(value).__name__}")
     if len(value) < least or (most is not None and len(value) > most):
-        raise InvalidField(field, f"text of {len(value)} characters; {least} to {most} are allowed")
+        allowed = f"{least} or more" if most is None else f"{least} to {most}"
+        raise InvalidField(field, f"text of {len(value)} characters; {allowed} are allowed")
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, final, overload
 from uuid import UUID
@@ -14,7 +15,7 @@ from uuid import UUID
 import casstore
 from casstore import PreparedPut, Retention, Root, Store, forks
 from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, ReadOnly, StoreError
-from casstore.home import open_home
+from casstore.home import is_same_place, open_home
 from casstore.lmdb_tables import LmdbTables
 from casstore.processes import current_process, is_gone
 from journal import backups, inspection, reading, records, witness
@@ -231,9 +232,9 @@ class Journal(RunOperations, RunClaims, RunFeed, RunUpkeep):
         return self.store.uuid
 
     @property
-    def instance(self) -> str:
-        """Which copy of that home it is: a backup is another one."""
-        return self.store.instance
+    def home(self) -> Path | None:
+        """Where that home is, None in memory."""
+        return self.store.home
 
     def live_roots(self, *, completed_after_ms: int | None) -> Iterator[Root]:
         """What live runs name, and runs that ended since. Raises: InvalidStream: then gc removes nothing."""
@@ -368,7 +369,7 @@ def open_journal(
         raise InvalidArgument("codec", "an object with to_plain and from_plain is wanted")
     if redact is not None and not callable(redact):
         raise InvalidArgument("redact", "a function of a message and details is wanted, which returns both")
-    if store is not None and (store.uuid, store.instance) != (opened.uuid, opened.instance):
+    if store is not None and (store.uuid != opened.uuid or not is_same_place(store.home or Path(), opened.path)):
         raise InvalidHome(str(opened.path), f"the store given belongs to another home ({store.home})")
     used = casstore.open(home, create=create, read_only=read_only, clock=clock) if store is None else store
     try:

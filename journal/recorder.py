@@ -20,6 +20,7 @@ from journal.context_codec import ContextCodec
 from journal.decisions import Choose, Decision, Enter, Orphaned
 from journal.envelopes import RunState, decide, resume_events, state_of
 from journal.errors import (
+    AttemptLost,
     AttemptOpen,
     Claimed,
     Conflict,
@@ -69,6 +70,7 @@ class Run:
         self._store: Store = journal.store
         self._codec: ContextCodec = journal.codec
         self._redact: Redact | None = journal.redact
+        self._lost = False  # to another owner, who has what is open now
         self._view = view
         self._claim = claim
         self._retryable = retryable
@@ -167,7 +169,7 @@ class Run:
             if opened is not None:
                 ahead = self._entered_ahead
                 if ahead is None or ahead.state_id != state_id:
-                    raise AttemptOpen(self.run_id, opened.state_id, opened.attempt)
+                    raise self._still_open()
                 self._entered_ahead = None
                 return ahead
             plan = self._plan()
@@ -316,6 +318,7 @@ class Run:
             if lost is not None:
                 lost._status = "lost"
         self._current = self._entered_ahead = None
+        self._lost = True
         self._journal.renewer.discard(self)
 
     def _fail_attempt(self, attempt: Attempt, info: ErrorInfo) -> None:
@@ -435,9 +438,13 @@ class Run:
         self._journal.renewer.discard(self)
 
     def _refuse_open(self) -> None:
+        if self._view.open_attempt is not None:
+            raise self._still_open()
+
+    def _still_open(self) -> AttemptOpen | AttemptLost:
         opened = self._view.open_attempt
-        if opened is not None:
-            raise AttemptOpen(self.run_id, opened.state_id, opened.attempt)
+        assert opened is not None
+        return (AttemptLost if self._lost else AttemptOpen)(self.run_id, opened.state_id, opened.attempt)
 
 
 # -- pure parts, shared with resume, cancel and fork ----------------------------------------------------

@@ -20,18 +20,21 @@ _NAMES: Final = (
     r"|(?:access|auth|refresh|session|bearer|id|api)[_-]?token|authorization|set-cookie|cookie|connection[_-]?string"
 )
 _SECRET_KEY: Final = re.compile(rf"(?i)(?:.*[_.\- ])?(?:{_NAMES}|token)(?:[_.\- ].*)?")
+_VALUE: Final = r"""("[^"]*(?:"|\Z)|'[^']*(?:'|\Z)|[^\s"'&,;)\]}]+)"""
+# Each is done in time that grows as the text: what may repeat without a bound is never begun anew inside of itself.
 _PATTERNS: Final = tuple((re.compile(pattern), masked) for pattern, masked in (
-    (r"(?s)(-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----).*?(-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)", rf"\1{MASK}\2"),
-    (r"(?i)\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=\-]{16,}", rf"\1\2{MASK}"),
-    (r"\b([A-Za-z][A-Za-z0-9+.\-]*://[^\s/:@]*:)[^\s/@]+@", rf"\1{MASK}@"),
-    (rf"(?i)([\w.\-]*(?:{_NAMES})[\w.\-]*[\"']?\s*[:=]\s*)(\"[^\"]*\"|'[^']*'|[^\s\"'&,;)\]}}]+)", rf"\1{MASK}"),
-    (r"(?i)([\w.\-]*token[\"']?\s*=\s*)(\"[^\"]*\"|'[^']*'|[^\s\"'&,;)\]}]+)", rf"\1{MASK}"),
+    (r"(?s)(-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----).*?(-----END [A-Z0-9 ]{0,40}PRIVATE KEY-----|\Z)",
+     rf"\1{MASK}\2"),
+    (r"(?i)\b(bearer|basic)(\s{1,8})[A-Za-z0-9._~+/=\-]{16,}", rf"\1\2{MASK}"),
+    (r"\b([A-Za-z][A-Za-z0-9+.\-]{0,20}://[^\s/:@]*:)[^\s/@]+@", rf"\1{MASK}@"),
+    (rf"(?i)((?:{_NAMES})[\w.\-]{{0,64}}[\"']?\s{{0,8}}[:=]\s{{0,8}}){_VALUE}", rf"\1{MASK}"),
+    (rf"(?i)(token[\"']?\s{{0,8}}=\s{{0,8}}){_VALUE}", rf"\1{MASK}"),
     (r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b", MASK),
     (r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[\w\-]{16,})", MASK),
     (r"\b(?:xox[abeprs]-[A-Za-z0-9\-]{10,}|[sprk]{2}[-_](?:live|test|ant|proj|or)[A-Za-z0-9_\-]{10,})", MASK),
     (r"\bsk-[A-Za-z0-9]{20,}", MASK),
     (r"\bAIza[0-9A-Za-z_\-]{35}", MASK),
-    (r"\beyJ[A-Za-z0-9_\-]{8,}\.eyJ[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]*)?", MASK),
+    (r"(?<![A-Za-z0-9_\-])eyJ[A-Za-z0-9_\-]{8,}\.eyJ[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]*)?", MASK),
 ))  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from casstore.errors import MissingArtifact
 from casstore.steps import reach
 from journal import domain
 from journal.admission import ClaimRequest
+from journal.appends import Claim
 from journal.decisions import Decision, Enter, Orphaned
 from journal.envelopes import (
     RunState,
@@ -56,12 +57,14 @@ _CANCEL_TRIES: Final = 100  # a living owner may append between the look and the
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumePoint:
-    """What a resume would do, were it made now: the answer of `resume(dry_run=True)`."""
+    """What a resume would do, were it made now: the answer of `resume(dry_run=True)`. Where somebody holds the run
+    (`holder`) it would append this with `steal=True`, and without it nothing: it raises Claimed."""
 
     run_id: UUID
     state: RunState
     decision: Decision
     would_append: tuple[Event, ...]
+    holder: Claim | None
 
     @property
     def next(self) -> str | None:
@@ -82,6 +85,7 @@ def start_run(
     """
     check_op_id(op_id)
     policy = run_policy(validate_plan(plan), check_max_attempts(max_attempts))
+    _check_options(claim, retryable)
     new_id = uuid4() if run_id is None else parse_run_id(run_id)
     _refuse_existing(journal, new_id)
 
@@ -108,6 +112,7 @@ def resume(
     Conflict (another process was faster; not tried again).
     """
     wanted = parse_run_id(run_id)
+    _check_options(claim, retryable)
     state = journal.run_state(wanted)
     view = journal.view(state)
     if state.status is None and plan is None and state.plan_id is not None:
@@ -121,7 +126,8 @@ def resume(
     if state.status is None:
         events, refill = _resume_events(journal, state, decision, ordered, max_attempts)
     if dry_run:
-        return ResumePoint(run_id=wanted, state=state, decision=outcome, would_append=tuple(events))
+        holder = journal.holder(wanted)
+        return ResumePoint(run_id=wanted, state=state, decision=outcome, would_append=tuple(events), holder=holder)
     held = None
     if state.status is None and (claim or events):
         held = _append(journal, wanted, view.head, events, refill, claim=claim, steal=steal)
@@ -129,6 +135,14 @@ def resume(
     run = Run(journal, view, claim=held, retryable=retryable)
     run._decision = outcome
     return run
+
+
+def _check_options(claim: object, retryable: object) -> None:
+    """Raises: InvalidArgument."""
+    if type(claim) is not bool:
+        raise InvalidArgument("claim", f"True or False is wanted, not {type(claim).__name__}")
+    if retryable is not None and not callable(retryable):
+        raise InvalidArgument("retryable", "a function of an exception is wanted")
 
 
 def _resume_events(
@@ -157,6 +171,7 @@ def fork(
     Collected (the checkpoint's bytes are gone).
     """
     source = parse_run_id(run_id)
+    _check_options(claim, retryable)
     recorded = list(_read(journal, source))
     if not recorded:
         raise RunNotFound(source)

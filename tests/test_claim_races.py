@@ -69,3 +69,32 @@ def test_a_claim_released_meanwhile_stays_released() -> None:
     both.backend.meanwhile = lambda: both.owner.release(both.claim)
     both.other.append(RUN, 1, [DomainEvent("note", {})], epoch=both.claim.epoch)
     assert [row.run_id for row in both.owner.recoverable()] == [RUN]
+
+
+def test_who_holds_a_run() -> None:
+    """Told until it expires, is given back or the run ends; renewed for as long as it was taken for."""
+    both = TwoHandles()
+    assert both.other.holder(RUN) == both.claim and both.claim.owner == "somebody"
+    both.clock.advance(0.6)
+    renewed = both.owner.renew(both.claim)
+    assert renewed.until_ms == both.claim.until_ms + 600 and both.other.holder(RUN) == renewed
+    both.clock.advance(1.1)
+    assert both.other.holder(RUN) is None
+    assert both.owner.renew(both.claim, 5) == both.other.holder(RUN)
+    both.owner.release(both.claim)
+    assert both.other.holder(RUN) is None
+    with pytest.raises(journal.RunNotFound):
+        both.other.holder(UUID(int=2))
+
+
+@pytest.mark.parametrize("options", [{"claim": "yes"}, {"claim": None}, {"retryable": 5}])
+def test_options_that_are_none(options: dict[str, Any]) -> None:
+    """Refused before anything is written, wherever a run begins or goes on."""
+    jrn = TwoHandles().owner
+    for call in (
+        lambda: jrn.start_run("op", manifest={}, context={}, **options),
+        lambda: jrn.resume(RUN, steal=True, **options), lambda: jrn.fork(RUN, 1, **options),
+    ):
+        with pytest.raises(journal.InvalidArgument):
+            call()
+    assert jrn.head(RUN) == 1 and len([*jrn.runs()]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -200,6 +201,10 @@ def test_gc_refuses_without_a_journal(tmp_path: Path) -> None:
         (["put", "/no/such/file"], 1, "/no/such/file"),
         (["runs", "--status", "lost"], 2, "lost"),
         (["pin", "", "0" * 64], 2, "name"),
+        (["pin", "--delete"], 2, "NAME"),
+        (["pin", "--delete", "p", "0" * 64], 2, "NAME"),
+        (["ls", "--kind", ""], 2, "kind"),
+        (["gc", "--limit", "3"], 2, "--history"),
     ],
 )
 def test_mistakes_are_one_clear_line(home: Path, arguments: list[str], code: int, word: str) -> None:
@@ -233,6 +238,88 @@ def test_homes_that_are_none(tmp_path: Path) -> None:
         assert code == 3 and "data.mdb" in error
         data.write_bytes(whole)
     assert run("verify", home=tmp_path / "home")[0] == 0
+
+
+def test_a_journal_that_is_lost(tmp_path: Path) -> None:
+    """The store knows that there was one: whatever needs it says so, and no backup is made without it."""
+    home = tmp_path / "home"
+    with journal.open(home) as jrn:
+        name = jrn.store.put(b"x")
+    shutil.rmtree(home / "journal")
+    copy = tmp_path / "copy"
+    for command in (["runs"], ["verify"], ["backup", copy], ["why", name], ["init"], ["verify", "--repair"]):
+        code, out, error = run(*command, home=home)
+        assert (code, out) == (3, "") and str(home / "journal") in error and "missing" in error, command
+    assert not copy.exists()
+    code, out, _ = run("doctor", home=home)
+    assert code == 1 and "the home had a journal, and it is missing" in " ".join(out.split())
+    with casstore.open(home) as store, pytest.raises(casstore.DamagedStore, match="journal"):
+        store.backup(copy)
+    code, _, error = run("export", name, "-o", tmp_path / "no" / "x.car", home=home)
+    assert code == 1 and error == f"casstore: {tmp_path / 'no' / 'x.car'}: No such file or directory\n"
+    assert run("cat", name, home=home)[:2] == (0, "x") and run("stats", home=home)[0] == 0
+
+
+def test_what_cannot_be_a_home_is_named(tmp_path: Path) -> None:
+    """The path first: the default one is not in the command."""
+    file = tmp_path / "file"
+    file.write_text("no store")
+    for home in (file, file / "below"):
+        code, _, error = run("init", home=home)
+        assert code == 1 and error.startswith(f"casstore: {home}"), error
+    assert "cannot be used as a home: it is a file" in run("ls", home=file)[2]
+
+
+def test_a_closed_standard_input_is_not_an_empty_one(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    casstore.open(home).close()
+    for command in ("put -", "import -"):
+        line = f"{sys.executable} -m casstore.cli.main {command} --home {home} <&-"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, check=False)
+        assert done.returncode == 2 and b"standard input is closed" in done.stderr
+    assert run("put", "-", home=home)[0] == 0
+    with casstore.open(home) as store:
+        assert len(store) == 1
+
+
+def test_repair_from_the_home_itself(tmp_path: Path) -> None:
+    journal.open(tmp_path / "home").close()
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    code, _, error = run("verify", "--repair-from", tmp_path / "link", home=tmp_path / "home")
+    assert code == 2 and "another home" in error
+
+
+def test_doctor_reads_the_policy(tmp_path: Path) -> None:
+    """What stops every gc is told by the command that is asked what is wrong."""
+    journal.open(tmp_path / "home").close()
+    assert run("doctor", home=tmp_path / "home")[0] == 0
+    (tmp_path / "home" / "gc.toml").write_text("[keep]\nforever = true\n")
+    code, out, _ = run("doctor", "--json", home=tmp_path / "home")
+    assert code == 1 and [
+        check["check"] for check in map(json.loads, out.splitlines()) if not check["ok"]
+    ] == ["policy"]
+
+
+def test_who_holds_a_run_is_told_by_what_a_resume_would_do(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with journal.open(home) as jrn:
+        held = jrn.start_run("op", manifest={}, context={}, plan=[A])
+        held.enter(A)
+        point = document(home, "resume-point", held.run_id)
+        assert point["holder"]["owner"] == held._claim.owner and point["would_append"]
+        assert "held by" in run("resume-point", held.run_id, home=home)[1]
+        held.release()
+        assert document(home, "resume-point", held.run_id)["holder"] is None
+
+
+def test_a_prefix_of_several(tmp_path: Path) -> None:
+    """Of runs as of artifacts: usage, and which they are."""
+    home, runs = tmp_path / "home", [UUID(int=(0xABCD << 112) + n) for n in range(2)]
+    with journal.open(home) as jrn:
+        for run_id in runs:
+            jrn.start_run("op", manifest={}, context={}, run_id=run_id).release()
+    code, _, error = run("show", "abcd", home=home)
+    assert code == 2 and f"fits several runs: {runs[0]}, {runs[1]}. " in error
 
 
 def test_damage_has_its_exit_code(tmp_path: Path) -> None:

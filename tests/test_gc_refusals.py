@@ -255,6 +255,45 @@ def test_sources_that_are_not_this_homes(tmp_path: Path) -> None:
         assert len(store) == 2
 
 
+@pytest.mark.parametrize("how", ["a backup", "a copy"])
+def test_the_journal_of_a_copy(tmp_path: Path, how: str) -> None:
+    """It has the home's uuid, and knows nothing of what came since: neither is the other's source, nor its store."""
+    home, other = tmp_path / "home", tmp_path / "other"
+    filled(home)
+    with journal.open(home) as jrn:
+        jrn.backup(other)
+    if how == "a copy":
+        shutil.rmtree(other)
+        shutil.copytree(home, other)
+    (tmp_path / "link").symlink_to(home)
+    with journal.open(home) as jrn, journal.open(other) as copied:
+        live = jrn.start_run("later", manifest={"later": 1}, context={"n": 3})
+        assert jrn.uuid == copied.uuid and jrn.home == home
+        for store, source in ((jrn.store, copied), (copied.store, jrn)):
+            for call in (lambda: store.gc(source, grace=0, force=True), lambda: store.gc_due(source)):  # noqa: B023
+                with pytest.raises(GcRefused) as caught:
+                    call()
+                assert caught.value.fields["reason"] == "foreign_journal" and str(source.home) in str(caught.value)
+        with pytest.raises(casstore.InvalidHome):
+            journal.open(other, store=jrn.store)
+        with journal.open(tmp_path / "link", store=jrn.store) as again:
+            jrn.store.gc(again, grace=0, force=True)
+        assert live.manifest() == {"later": 1} and live.context() == {"n": 3}
+
+
+def test_a_stop_that_is_none_or_fails(tmp_path: Path) -> None:
+    """No function is refused; what one raises comes out as it is, once the gc has ended in order."""
+    filled(tmp_path / "home")
+    with journal.open(tmp_path / "home") as jrn:
+        with pytest.raises(InvalidArgument):
+            jrn.store.gc(jrn, stop=5)  # type: ignore[arg-type]
+        for dry_run in (False, True):
+            with pytest.raises(ZeroDivisionError):
+                jrn.store.gc(jrn, grace=0, keep_completed=0, dry_run=dry_run, stop=lambda: bool(1 // 0))
+        assert len(jrn.store) == 5 and jrn.store.gc_history()[0].outcome == "stopped"
+        assert jrn.store.gc(jrn, grace=0, keep_completed=0, force=True).removed and jrn.verify() == []
+
+
 def test_a_store_that_is_open_read_only(tmp_path: Path) -> None:
     """Refused before anything is read; a dry run is no gc."""
     home = tmp_path / "home"

@@ -20,8 +20,10 @@ from casstore.cli.options import (
     has_journal,
     open_journal,
     open_store,
+    standard_input,
     talk,
 )
+from casstore.items import check_kind
 from journal.event_json import value_to_json
 
 
@@ -49,7 +51,7 @@ def register(cli: click.Group) -> None:
         """
         with open_store(home, read_only=False) as store:
             for path in files:
-                source: BinaryIO | Path = sys.stdin.buffer if str(path) == "-" else path
+                source: BinaryIO | Path = standard_input() if str(path) == "-" else path
                 name = store.put_file(source, kind=kind)
                 size, healed = store.info(name).size_bytes, name in store.healed
                 out.line({"id": str(name), "file": str(path), "size_bytes": size, "healed": healed}, str(name))
@@ -94,6 +96,8 @@ def register(cli: click.Group) -> None:
     def ls(home: Path, out: Out, kind: str | None, limit: int | None) -> None:
         """List artifacts, by id."""
         shown = 0
+        if kind is not None:
+            check_kind(kind)
         with open_store(home, read_only=True) as store:
             for name in store:
                 found = store.info(name)
@@ -114,6 +118,8 @@ def register(cli: click.Group) -> None:
 
         A pinned artifact stays with all it links to until `casstore pin --delete NAME`.
         """
+        if delete and (name is None or id is not None):
+            raise click.UsageError("give the NAME of the pin to remove, and nothing else")
         with open_store(home, read_only=name is None) as store:
             if name is None:
                 for found, held in sorted(store.pins().items()):

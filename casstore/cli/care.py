@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -61,6 +62,8 @@ def register(cli: click.Group) -> None:
     ) -> None:  # fmt: skip
         """Read and check everything: hashes, links, deltas, rows, streams. Exit code 3 when damage is found (and was
         not repaired), else 4 when it stopped at the limit."""
+        if repair_from is not None and os.path.realpath(repair_from) == os.path.realpath(home):
+            raise click.UsageError("--repair-from is another home than the one to repair")
         place = Places(home, subset)
         repair = repair or repair_from is not None
         with open_store(home, read_only=not repair) as store:

@@ -46,11 +46,11 @@ def register(cli: click.Group) -> None:
     @click.option("--max-bytes", type=Size(), help="Stop once so much is removed, as 2GiB; the next gc goes on.")
     @click.option("--force", is_flag=True, help="Go on where nearly everything would go, or little disk is left.")
     @click.option("--history", is_flag=True, help="Remove nothing; show past gcs, the newest first.")
-    @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="With --history: so many.")
+    @click.option("--limit", type=click.IntRange(min=1), default=None, help="With --history: so many (20).")
     @click.pass_context
     def gc(
         ctx: click.Context, /, home: Path, out: Out, dry_run: bool, listed: bool, explain: bool, auto: bool,
-        force: bool, history: bool, limit: int, **given: Any,
+        force: bool, history: bool, limit: int | None, **given: Any,
     ) -> None:  # fmt: skip
         """Remove what no live run, pin, lease or recent put needs. Writers may go on meanwhile.
 
@@ -62,9 +62,11 @@ def register(cli: click.Group) -> None:
         Stopped by Ctrl-C or at a limit (exit code 4), it has removed something less; the next gc goes on. Where
         anything cannot be read, or a safety rule says no (exit code 5), nothing is removed.
         """
+        if limit is not None and not history:
+            raise click.UsageError("--limit goes with --history")
         if history:
             with open_store(home, read_only=True) as store:
-                for past in store.gc_history(limit=limit):
+                for past in store.gc_history(limit=20 if limit is None else limit):
                     out.line(asdict(past), shown_past(past))
             return
         with open_store(home, read_only=dry_run) as store, gc_journal(home, store, read_only=dry_run) as jrn:

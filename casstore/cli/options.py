@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, BinaryIO, Final, final
 
 import click
 from rich.console import Console
@@ -96,6 +96,16 @@ def dumped(value: Any) -> str:
     return text
 
 
+_closed: set[str] = set()  # standard streams that the program was started without
+
+
+def standard_input() -> BinaryIO:
+    """Bytes from outside. Raises: UsageError where there is nothing to read from, which is not the same as no bytes."""
+    if "stdin" in _closed:
+        raise click.UsageError("standard input is closed")
+    return sys.stdin.buffer
+
+
 def prepare_streams() -> None:
     """Text for people shows what the terminal's encoding lacks as an escape, instead of ending with an error. A closed
     standard stream is opened, so that no data file takes its number; what is written to such an output fails."""
@@ -104,6 +114,7 @@ def prepare_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, flags)  # gets the lowest number that is free
+            _closed.add(name)
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -169,8 +180,12 @@ def exit_code(error: Exception) -> int:
         return EXIT_REFUSED
     if isinstance(error, (casstore.Corrupt, casstore.DamagedStore, casstore.InvalidCar, journal.InvalidStream)):
         return EXIT_DAMAGE
-    if isinstance(error, (casstore.InvalidArgument, casstore.InvalidId, casstore.AmbiguousPrefix)):
+    if isinstance(error, (casstore.InvalidArgument, casstore.InvalidId)):
         return EXIT_USAGE
+    if isinstance(error, (casstore.AmbiguousPrefix, journal.AmbiguousRun)):
+        return EXIT_USAGE
+    if getattr(error, "code", "") == "after_run_completed":
+        return EXIT_FAILURE  # what was asked for is right, and too late
     if isinstance(error, (casstore.InvalidPolicy, journal.InvalidEvent, journal.InvalidPlan, journal.InvalidRunFile)):
         return EXIT_USAGE
     return EXIT_FAILURE

@@ -101,11 +101,16 @@ def register(cli: click.Group) -> None:
             planned = jrn.resume(_known(jrn, run), dry_run=True)
             decision, events = planned.decision, planned.would_append
         shown = _decision(decision)
+        holder = planned.holder
         document = {
-            "run_id": str(planned.run_id), "decision": shown, "would_append": [to_json(event) for event in events]
+            "run_id": str(planned.run_id), "decision": shown, "would_append": [to_json(event) for event in events],
+            "holder": None if holder is None else {"owner": holder.owner, "until_ms": holder.until_ms},
         }  # fmt: skip
 
         def text() -> None:
+            if holder is not None:
+                until = _when(holder.until_ms)
+                click.echo(f"held by {holder.owner} until {until} or longer: only a resume that steals would do this")
             click.echo(" ".join(f"{key}={value}" for key, value in shown.items()))
             for event in events:
                 click.echo(f"  would append {json.dumps(to_json(event), ensure_ascii=False)}")

@@ -134,6 +134,10 @@ def _checks(home: Path) -> Iterator[Check]:
         worth = wasted > max(stats.file_bytes // 2, 64 << 20)
         yield Check("space", not worth, f"{shown_size(wasted)} of {shown_size(stats.file_bytes)} are free pages"
                     + ("; `casstore compact` gives them back" if worth else ""))  # fmt: skip
+        try:
+            yield Check("policy", True, f"{store.policy()}")
+        except casstore.InvalidPolicy as error:
+            yield Check("policy", False, f"{error}; until then no gc")
         yield Check("uploads", stats.uploads == 0, f"{stats.uploads} unfinished"
                     + ("; gc removes those of dead processes" if stats.uploads else ""))  # fmt: skip
         left = sorted(path.name for path in (home / "store").iterdir() if path.is_dir())

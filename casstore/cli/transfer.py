@@ -12,7 +12,7 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 import journal
-from casstore.cli.options import Out, artifact, command, open_journal, open_store, shown_size, talk
+from casstore.cli.options import Out, artifact, command, open_journal, open_store, shown_size, standard_input, talk
 from journal import RunImport, run_files
 
 _LEASE_S: Final = 3600  # renewed while there is progress
@@ -69,7 +69,7 @@ def register(cli: click.Group) -> None:
         Without --pin, gc takes what nothing names once the grace is over. The events of a run go into the journal.
         """
         piped = str(file) == "-"
-        source: BinaryIO | Path = sys.stdin.buffer if piped else file
+        source: BinaryIO | Path = standard_input() if piped else file
         size = file.stat().st_size if not piped and file.is_file() else None
         run: RunImport | None = None
         with open_store(home, read_only=False) as store, store.lease(_LEASE_S) as lease:

@@ -512,8 +512,10 @@ def test_an_attempt_is_lost_to_a_conflict(jrn: Any) -> None:
                 call()
         assert attempt.cancelled
     assert jrn.head(run.run_id) == head
-    with pytest.raises((problems.Conflict, problems.AttemptOpen)):
+    with pytest.raises(problems.AttemptLost):  # not AttemptOpen: to abandon it is another's
         run.enter(A)
+    with pytest.raises(problems.AttemptLost):
+        attempt.context()
 
 
 def test_what_was_collected_is_put_again(jrn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
