@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ def differences(old: Any, new: Any, path: str = "$") -> Iterator[Difference]:
 
 
 def _below(path: str, key: str) -> str:
-    return f"{path}.{key}" if key.isidentifier() else f'{path}["{key}"]'
+    return f"{path}.{key}" if key.isidentifier() else f"{path}[{json.dumps(key, ensure_ascii=False)}]"
 
 
 def shown(value: Any, width: int = 60) -> str:

@@ -89,8 +89,10 @@ def verify(
     if max_seconds is not None and max_seconds != 0:
         seconds(max_seconds, "max_seconds")
     until = None if max_seconds is None else clock() + max_seconds
-    findings = _check_staged(backend, stage, reader) if after is None else []
+    findings, sizes = _check_staged(backend, stage, reader) if after is None else ([], [])
     total = count = raw = 0
+    if share.k == share.n:  # each share looks at them, and they count once
+        count, raw = len(sizes), sum(sizes)
     with suppress(DamagedStore):  # a finding, below
         total = backend.counters().artifacts // share.n
     todo = list(audits.AREAS)
@@ -122,22 +124,26 @@ def verify(
     return VerifyReport(findings=tuple(findings), artifacts=count, raw_bytes=raw)
 
 
-def _check_staged(backend: BlobBackend, stage: Stage, reader: Reader) -> list[Finding]:
-    """Staged artifacts are few: all are looked at by each share. What was settled meanwhile is checked in the store."""
+def _check_staged(backend: BlobBackend, stage: Stage, reader: Reader) -> tuple[list[Finding], list[int]]:
+    """Staged artifacts are few: all are looked at by each share. What was settled meanwhile is checked in the store.
+    Also the size of each."""
     findings: list[Finding] = []
     try:
         rows = stage.rows()
     except DamagedStore as error:
-        return [Finding(code=error.code, id=None, detail=str(error))]
+        return [Finding(code=error.code, id=None, detail=str(error))], []
+    sizes: list[int] = []
     for row in rows:
         name = ArtifactId(row.digest)
         try:
-            links = links_of(reader.get(row.digest))
+            data = reader.get(row.digest)
         except NotFound:
             continue
         except StoreError as error:
             findings.append(Finding(code=error.code, id=name, detail=_detail(error)))
             continue
+        sizes.append(len(data))
+        links = links_of(data)
         if links != row.links:
             findings.append(Finding(code="wrong_links", id=name, detail="its bytes link to others than its staged row"))
         there = backend.rows(row.needs)
@@ -146,7 +152,7 @@ def _check_staged(backend: BlobBackend, stage: Stage, reader: Reader) -> list[Fi
             if stage.find(need) is None and backend.rows([need])[0] is None:
                 detail = f"staged at position {row.position}, it needs {need.hex()}, which is not there"
                 findings.append(Finding(code="missing_need", id=name, detail=detail))
-    return findings
+    return findings, sizes
 
 
 def _position(subset: tuple[int, int] | None, after: str | None) -> tuple[audits.Share, str, bytes]:

@@ -339,7 +339,8 @@ def _named_before(requests: Sequence[RunAppend], error: InvalidEvent) -> Iterato
     """What is named by the events of its run before the one that was refused, and by that one where it broke a rule
     that comes after theirs."""
     for request in requests:
-        if request.run_id == error.run_id and error.seq is not None:
+        # Fields that are refused by themselves name no run: what comes before them is looked at for all the same.
+        if getattr(error, "run_id", None) == request.run_id and error.seq is not None:
             before = error.seq - request.expected_seq - (error.rule not in AFTER_ARTIFACTS)
             for event in request.events[: max(before, 0)]:
                 yield from links(event)

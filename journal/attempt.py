@@ -35,7 +35,7 @@ from journal.events import (
     op_boundary,
 )
 from journal.failures import ErrorInfo
-from journal.ids import check_text
+from journal.ids import check_state_id, check_text
 from journal.redaction import redacted
 from journal.storable import MESSAGE_LIMIT_BYTES, describe, error_info, is_retryable, plain_error_info, storable_text
 from journal.views import OpenAttempt
@@ -249,6 +249,8 @@ class Attempt:
             return run._put_context(context, base=self.base_snapshot_id)
 
         with run._lock:
+            if then is not None:
+                check_state_id(then)
             if then is not None and run._plan() is not None and then not in (run._plan() or ()):
                 raise StateNotInPlan(then, run._plan())
             snapshot_id, puts = run._prepare_context(context, base=self.base_snapshot_id)

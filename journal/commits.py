@@ -8,8 +8,10 @@ as long as that commit took.
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -84,6 +86,7 @@ class Committer:
         self._patience_s = 0.0
         self._closed = False
         self._pid = forks.pid
+        _all.add(self)
 
     def submit(self, pending: Pending) -> None:
         """Queue it."""
@@ -179,3 +182,13 @@ class Committer:
                     pending.error = failure
                 pending.settle()
         return came + sum(pending.awaited for pending in group)
+
+
+_all: weakref.WeakSet[Committer] = weakref.WeakSet()
+
+
+@atexit.register
+def _commit_rest() -> None:
+    """At the end of the interpreter: its thread ends with it, and what nobody waited for was promised all the same."""
+    for committer in list(_all):
+        committer.close()

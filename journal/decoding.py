@@ -28,7 +28,8 @@ from journal.events import (
     domain_of,
     recorded,
 )
-from journal.record_form import TIME_LIMIT, parse, parse_quickly, refuse
+from journal.ids import TIME_LIMIT
+from journal.record_form import parse, parse_quickly, refuse
 from journal.records import Context, Definition, Resolve, check_batch, event_of, time_of
 
 RawEvent = tuple[Any, ...]  # seq, position, time in unix milliseconds, kind, then the fields

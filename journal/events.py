@@ -27,6 +27,7 @@ from journal.failures import (
     encode_value,
 )
 from journal.ids import (
+    TIME_LIMIT,
     U32_MAX,
     U64_MAX,
     check_artifact_id,
@@ -188,7 +189,7 @@ class RecordedEvent:
         _put(self, "run_id", parse_run_id(self.run_id))
         check_int("seq", self.seq, 1, U64_MAX)
         check_int("position", self.position, 0, U64_MAX)
-        check_int("timestamp_ms", self.timestamp_ms, 0, U64_MAX)
+        check_int("timestamp_ms", self.timestamp_ms, 0, TIME_LIMIT)
         check_event(self.event)
 
 

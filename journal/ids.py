@@ -27,6 +27,7 @@ _known_names: set[str] = set()
 NAME_MAX: Final = 128
 U32_MAX: Final = (1 << 32) - 1
 U64_MAX: Final = (1 << 64) - 1
+TIME_LIMIT: Final = 1 << 63  # unix ms, the greatest that a record takes
 
 
 def parse_run_id(value: object) -> UUID:

@@ -22,11 +22,11 @@ from casstore import values
 from casstore.scanning import first_fault
 from journal.errors import InvalidEvent, InvalidField, InvalidStream, MalformedField, UnknownEventVersion
 from journal.events import FIELD_COUNTS
+from journal.ids import TIME_LIMIT
 from journal.seals import BROKEN, SEAL_BYTES, SEALED, seal
 
 VERSION: Final = 1
 MAX_RECORD: Final = 1900  # two records fit a 4 KiB page of the tree that keeps them
-TIME_LIMIT: Final = 1 << 63
 _MAX_DEPTH: Final = 3
 _LINK_MARK: Final = b"\xd8\x2a"
 _SHORT: Final = values.MAX_DEPTH  # so short that it is shallow

@@ -188,6 +188,8 @@ class Run:
         with self._lock:
             decision = self._decide()
             if isinstance(decision, Orphaned):
+                if self._lost:
+                    raise self._still_open()
                 self._append(resume_events(self._state(), decision))
                 self._closed_by_force("left")
 

@@ -29,9 +29,9 @@ from casstore.ids import ArtifactId
 from journal import events, record_form
 from journal.errors import EventTooLarge, InvalidEvent, InvalidField, InvalidStream
 from journal.events import Event, RunStarted, StateCompleted, StateEntered, StateFailed
-from journal.ids import U32_MAX, U64_MAX, check_int, check_state_id
+from journal.ids import TIME_LIMIT, U32_MAX, U64_MAX, check_int, check_state_id
 from journal.record_form import MAX_RECORD as MAX_RECORD
-from journal.record_form import TIME_LIMIT, VERSION, form, parse, refuse
+from journal.record_form import VERSION, form, parse, refuse
 from journal.views import RunView
 
 TOKEN_SIZE_BYTES: Final = 16

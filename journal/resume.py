@@ -29,7 +29,7 @@ from journal.envelopes import (
     validate_plan,
 )
 from journal.errors import Conflict, InvalidArgument, InvalidEvent, InvalidStream, RunExists, RunNotFound
-from journal.events import DomainEvent, Event, RecordedEvent, RunStarted, forked_from, run_policy
+from journal.events import DomainEvent, Event, RecordedEvent, RunStarted, forked_from, links, run_policy
 from journal.failures import RunStatus
 from journal.ids import check_op_id, parse_run_id
 from journal.recorder import (
@@ -166,9 +166,9 @@ def fork(
 ) -> Run:  # fmt: skip
     """Start a new run from what another had completed at `at_seq`, in one append; the source is left as it is.
 
-    An attempt that was open or had failed there is left out. The policy is the one in force there; at seq 1 the one
-    that the run was started with. Raises: RunNotFound, InvalidArgument, InvalidStream, Conflict (the new id exists),
-    Collected (the checkpoint's bytes are gone).
+    An attempt that was open or had failed there is left out. The policy is the one in force there; within its opening
+    the one that the run was started with. Raises: RunNotFound, InvalidArgument, InvalidStream, Conflict (the new id
+    exists), Collected (the bytes of the checkpoint or of a fact are gone).
     """
     source = parse_run_id(run_id)
     _check_options(claim, retryable)
@@ -177,21 +177,29 @@ def fork(
         raise RunNotFound(source)
     if type(at_seq) is not int or not 1 <= at_seq <= len(recorded):
         raise InvalidArgument("at_seq", f"a number from 1 to {len(recorded)} is wanted")
-    kept = recorded[:at_seq]
-    state = state_of(_fold(source, kept))
-    # A policy given with the start is the event after it, in the same append; any other event there changes none.
-    ruled = state_of(_fold(source, recorded[:2])) if at_seq == 1 else state
-    journal.store.info(state.checkpoint_id)  # raises Collected, NotFound
+    # What a start brings along counts with it, at each of its events: what was done before, and its policy.
+    state = state_of(_fold(source, recorded[: max(at_seq, _opening(recorded))]))
+    facts = [item.event for item in recorded[:at_seq] if _is_fact(item.event)]
+    for name in (state.checkpoint_id, *(name for fact in facts for _, name in links(fact))):
+        journal.store.info(name)  # raises Collected, NotFound
     reach("fork.looked")
     new_id = uuid4() if new_run_id is None else parse_run_id(new_run_id)
     _refuse_existing(journal, new_id)
     events: list[Event] = [
         RunStarted(op_id=state.op_id, manifest_id=state.manifest_id, initial_snapshot_id=state.checkpoint_id),
         forked_from(source, at_seq, state.completed, journal.chain_head(source, at_seq)),
-        run_policy(ruled.plan, ruled.max_attempts, plan_id=ruled.plan_id),
+        run_policy(state.plan, state.max_attempts, plan_id=state.plan_id),
     ]
-    facts = [item.event for item in kept if _is_fact(item.event)]
     return _begin(journal, new_id, [*events, *facts], [], (), claim=claim, retryable=retryable)
+
+
+def _opening(recorded: Sequence[RecordedEvent]) -> int:
+    """How many events a run begins with before anything of its own: its start, what it is a fork of, its policy."""
+    count = 1
+    for name in (domain.FORKED_FROM, domain.RUN_POLICY):
+        event = recorded[count].event if count < len(recorded) else None
+        count += type(event) is DomainEvent and event.name == name
+    return count
 
 
 def cancel(journal: Any, run_id: UUID | str, reason: str = CANCELLED) -> RunState:

@@ -17,6 +17,7 @@ import pytest
 import casstore
 import journal
 from casstore.home import FORMAT_NUMBER
+from journal.ids import TIME_LIMIT
 
 A, B = "flow.step.a", "flow.step.b"
 
@@ -310,6 +311,31 @@ def test_who_holds_a_run_is_told_by_what_a_resume_would_do(tmp_path: Path) -> No
         assert "held by" in run("resume-point", held.run_id, home=home)[1]
         held.release()
         assert document(home, "resume-point", held.run_id)["holder"] is None
+
+
+def test_what_anybody_may_have_written_is_shown(tmp_path: Path) -> None:
+    """Times beyond the calendar, and text that would move the cursor or look like another event."""
+    home, run_id = tmp_path / "home", UUID(int=7)
+    with journal.open(home) as jrn:
+        name = jrn.store.put(b"x")
+        started = journal.RunStarted(op_id="op", manifest_id=name, initial_snapshot_id=name)
+        for at in (0, TIME_LIMIT):
+            item = journal.RecordedEvent(run_id=run_id, seq=1, position=0, timestamp_ms=at, event=started)
+            jrn.append(run_id, 0, [item])
+            for command in (["runs"], ["log", run_id], ["show", run_id]):
+                assert ("1970-01-01" if at == 0 else f"{TIME_LIMIT} ms") in run(*command, home=home)[1]
+                assert run(*command, "--json", home=home)[0] == 0
+            jrn.cancel(run_id, "\x1b[2J\r    7  gone\n    8  forged \u202e")
+            for command in (["log", run_id], ["show", run_id], ["runs"]):
+                out = run(*command, home=home)[1]
+                assert out.replace("\n", "").isprintable() and not any(
+                    line.startswith("    8") for line in out.splitlines()
+                )
+            jrn.forget(run_id)
+        with pytest.raises(journal.InvalidField):
+            journal.RecordedEvent(run_id=run_id, seq=1, position=0, timestamp_ms=TIME_LIMIT + 1, event=started)
+    code, _, error = run("info", "\x1b[31mred", home=home)
+    assert code == 2 and error.rstrip("\n").isprintable()
 
 
 def test_a_prefix_of_several(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -271,3 +273,24 @@ def test_a_row_of_the_store_that_cannot_be_read_refuses_only_who_names_it(tmp_pa
         assert isinstance(refused.error, casstore.DamagedStore)
         assert first.error is None and last.error is None
         assert (jrn.head(run), jrn.head(other), jrn.head(third)) == (3, 2, 3)
+
+
+@pytest.mark.parametrize("end", ["pass", "sys.exit(3)", "1 // 0"])
+def test_what_nobody_waited_for_is_committed_at_exit(tmp_path: Path, end: str) -> None:
+    """However the interpreter ends, but for a kill: the journal need not be closed, nor a result asked for."""
+    code = f"""
+import sys, uuid
+import journal
+from journal import DomainEvent
+jrn = journal.open(sys.argv[1])
+run = jrn.start_run("op", manifest={{}}, context={{}}, claim=False)
+for n in range(200):
+    jrn.append(run.run_id, run.head + n, [DomainEvent("note", {{"n": n}})], wait=False)
+{end}
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "home"], capture_output=True, check=False)
+    assert done.returncode == {"pass": 0, "sys.exit(3)": 3, "1 // 0": 1}[end]
+    assert done.stderr.count(b"Traceback") == (end == "1 // 0")
+    with journal.open(tmp_path / "home") as jrn:
+        (row,) = jrn.runs()
+        assert row.head == 202

@@ -507,6 +507,38 @@ def test_a_fork_at_the_start_has_the_policy_of_its_source(jrn: Any) -> None:
     assert (forked.state.plan, forked.state.max_attempts, forked.next) == ((A, B), 7, A)
 
 
+@pytest.mark.spec("scenario 30")
+@pytest.mark.parametrize("at_seq", [1, 2, 3, 4])
+def test_a_fork_of_a_fork(jrn: Any, at_seq: int) -> None:
+    """Wherever in what it began with: its own start holds the work of the first run, which is not done again."""
+    run = start(jrn, [A, B, C], max_attempts=7)
+    with run.enter(A) as attempt:
+        attempt.fact("k", {"paid": 1})
+        attempt.complete({"n": 1})
+    first = jrn.fork(run.run_id, run.head)
+    second = jrn.fork(first.run_id, at_seq)
+    for forked in (first, second):
+        state = forked.state
+        assert (state.completed, state.plan, state.max_attempts, forked.next) == ((A,), (A, B, C), 7, B)
+        assert forked.context() == {"n": 1}
+    assert list(second.facts()) == (["k"] if at_seq == 4 else [])
+
+
+@pytest.mark.spec("scenario 30")
+def test_a_fork_of_what_is_only_kept_in_part(jrn: Any) -> None:
+    """The checkpoint is there, the facts are not: it says so, and no run begins."""
+    run = start(jrn, [A])
+    with run.enter(A) as attempt:
+        attempt.fact("k", {"large": "x" * 5000})
+        attempt.complete({"n": 1})
+    run.complete()
+    jrn.store.gc(jrn, grace=0, final_only=True, force=True)
+    count = len([*jrn.runs()])
+    with pytest.raises(store_errors.Collected):
+        jrn.fork(run.run_id, run.head)
+    assert len([*jrn.runs()]) == count
+
+
 def test_an_attempt_that_is_open_here_goes_on(jrn: Any) -> None:
     """It is no orphan for the run that holds it."""
     run = start(jrn, [A, B])

@@ -20,6 +20,7 @@ from casstore.cli.options import (
     has_journal,
     open_journal,
     open_store,
+    say,
     standard_input,
     talk,
 )
@@ -86,7 +87,7 @@ def register(cli: click.Group) -> None:
 
         def text() -> None:
             for key, value in document.items():
-                click.echo(f"{key:13} {', '.join(value) if isinstance(value, list) else value}")
+                say(f"{key:13} {', '.join(value) if isinstance(value, list) else value}")
 
         out.document(document, text)
 
@@ -153,9 +154,9 @@ def register(cli: click.Group) -> None:
                 found = store.why(name, None, policy=policy)
 
         def text() -> None:
-            click.echo(f"{found.state}: {found.detail}")
+            say(f"{found.state}: {found.detail}")
             for step in found.path:
-                click.echo(f"  {step}")
+                say(f"  {step}")
 
         document = {
             "id": str(name), "state": found.state, "path": list(found.path), "detail": found.detail,

@@ -24,6 +24,7 @@ from casstore.cli.options import (
     open_both,
     open_journal,
     open_store,
+    say,
     shown_size,
     talk,
 )
@@ -40,7 +41,7 @@ def register(cli: click.Group) -> None:
         with casstore.open(home) as store, journal.open(home, store=store):
             document = {"home": str(store.home), "uuid": store.uuid, "created": not existed}
         word = "already there" if existed else "made"
-        out.document(document, lambda: click.echo(f"{word}: {document['home']} (uuid {document['uuid']})"))
+        out.document(document, lambda: say(f"{word}: {document['home']} (uuid {document['uuid']})"))
 
     @command(cli, "verify")
     @click.option("--subset", type=Subset(), help="Check only part K of N, such as 1/7; N runs check everything.")
@@ -113,17 +114,17 @@ def register(cli: click.Group) -> None:
         def text() -> None:
             for found in findings:
                 where = found["id"] or found.get("run_id") or "store"
-                click.echo(f"{found['code']}: {where}: {found['detail']}{' (repaired)' if found['repaired'] else ''}")
+                say(f"{found['code']}: {where}: {found['detail']}{' (repaired)' if found['repaired'] else ''}")
             for name, why in fetched.failed if fetched else ():
-                click.echo(f"not repaired: {name}: {why}")
+                say(f"not repaired: {name}: {why}")
             if fixed:
                 rows = len(fixed.mended), len(fixed.rebuilt.changes) if fixed.rebuilt else 0
-                click.echo(f"{rows[0]} things put right in the store, {rows[1]} rows in the journal")
+                say(f"{rows[0]} things put right in the store, {rows[1]} rows in the journal")
             if fetched:
-                click.echo(f"{len(fetched.repaired)} artifacts repaired, {len(fetched.failed)} not")
-            click.echo(f"{report.artifacts} artifacts, {shown_size(report.raw_bytes)} read; {len(findings)} findings")
+                say(f"{len(fetched.repaired)} artifacts repaired, {len(fetched.failed)} not")
+            say(f"{report.artifacts} artifacts, {shown_size(report.raw_bytes)} read; {len(findings)} findings")
             if not report.complete:
-                click.echo("stopped at the limit; " + ("--resume goes on" if kept else "the place could not be kept"))
+                say("stopped at the limit; " + ("--resume goes on" if kept else "the place could not be kept"))
 
         out.document(document, text)
         if (fetched and fetched.failed) or any(not found["repaired"] for found in findings):
@@ -145,18 +146,18 @@ def register(cli: click.Group) -> None:
         document = {**asdict(found), "runs": runs, "events": events, "journal_file_bytes": journal_bytes}
 
         def text() -> None:
-            click.echo(f"artifacts     {found.artifacts}, {shown_size(found.raw_bytes)} of data")
-            click.echo(f"stored        {shown_size(found.stored_bytes)}"
+            say(f"artifacts     {found.artifacts}, {shown_size(found.raw_bytes)} of data")
+            say(f"stored        {shown_size(found.stored_bytes)}"
                        f" and {shown_size(found.kept_bytes)} kept for deltas")  # fmt: skip
-            click.echo(f"store file    {shown_size(found.file_bytes)}, {found.pages_free} of"
+            say(f"store file    {shown_size(found.file_bytes)}, {found.pages_free} of"
                        f" {found.pages_free + found.pages_used} pages free")  # fmt: skip
             lag = counted(found.reader_lag_commits, "commit")
-            click.echo(f"readers       {found.readers}, the oldest snapshot {lag} old")
-            click.echo(f"journal file  {shown_size(journal_bytes)}, {runs} runs, {events} events")
-            click.echo(f"collected     {found.gone} artifacts in {found.gcs} gcs")
+            say(f"readers       {found.readers}, the oldest snapshot {lag} old")
+            say(f"journal file  {shown_size(journal_bytes)}, {runs} runs, {events} events")
+            say(f"collected     {found.gone} artifacts in {found.gcs} gcs")
             for kind, (count, raw) in found.by_kind.items():
-                click.echo(f"  kind {kind:18} {count:>9}  {shown_size(raw):>12}")
+                say(f"  kind {kind:18} {count:>9}  {shown_size(raw):>12}")
             for name, (count, raw, stored) in found.by_encoding.items():
-                click.echo(f"  as {name:20} {count:>9}  {shown_size(raw):>12}  kept as {shown_size(stored)}")
+                say(f"  as {name:20} {count:>9}  {shown_size(raw):>12}  kept as {shown_size(stored)}")
 
         out.document(document, text)

@@ -24,6 +24,7 @@ from casstore.cli.options import (
     has_journal,
     open_journal,
     open_store,
+    say,
     shown_size,
 )
 from casstore.times import shown_time
@@ -73,7 +74,7 @@ def register(cli: click.Group) -> None:
             policy = store.policy().changed(**given)
             due = store.gc_due(jrn, policy=policy) if auto else None
             if due is not None and not due.due:
-                out.document({"due": False, "reason": due.reason}, lambda: click.echo(f"not worth it: {due.reason}"))
+                out.document({"due": False, "reason": due.reason}, lambda: say(f"not worth it: {due.reason}"))
                 return
             with stop_when_interrupted() as stop:
                 report = store.gc(
@@ -85,11 +86,11 @@ def register(cli: click.Group) -> None:
 
         def text() -> None:
             if due is not None:
-                click.echo(f"worth it: {due.reason}")
+                say(f"worth it: {due.reason}")
             if explain:
-                click.echo(f"policy: {policy}")
+                say(f"policy: {policy}")
             for line in report_lines(report, listed=listed, explained=explain):
-                click.echo(line)
+                say(line)
 
         out.document(document, text)
         if report.stopped:
@@ -103,6 +104,8 @@ def register(cli: click.Group) -> None:
         """Bring back artifacts that a gc with --quarantine removed, with all that they link to."""
         with open_store(home, read_only=listed) as store:
             if listed:
+                if ids:
+                    raise click.UsageError("--list shows all, or with --gc those of one gc; it takes no ids")
                 for found in store.buried():
                     if gc is None or found.gc == gc:
                         out.line({**asdict(found), "id": str(found.id)}, _shown_buried(found))
@@ -116,9 +119,9 @@ def register(cli: click.Group) -> None:
         }  # fmt: skip
 
         def text() -> None:
-            click.echo(f"restored {counted(len(report.restored), 'artifact')} ({shown_size(report.raw_bytes)} of data)")
+            say(f"restored {counted(len(report.restored), 'artifact')} ({shown_size(report.raw_bytes)} of data)")
             if report.known:
-                click.echo(f"{len(report.known)} were there")
+                say(f"{len(report.known)} were there")
 
         out.document(document, text)
 

@@ -82,7 +82,23 @@ class Out:
 
     def line(self, value: dict[str, Any], text: str) -> None:
         """One item of a stream: a JSON line, or a line of text."""
-        click.echo(dumped(value) if self.as_json else text)
+        if self.as_json:
+            click.echo(dumped(value))
+        else:
+            say(text)
+
+
+def say(text: str) -> None:
+    """One line for people on stdout."""
+    click.echo(printable(text))
+
+
+def printable(text: str) -> str:
+    """The text with what would move a cursor or colour a terminal shown as an escape: names, reasons and messages are
+    anybody's."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def dumped(value: Any) -> str:
@@ -206,7 +222,7 @@ def report_error(error: Exception) -> int:
         if "--json" in sys.argv:
             click.echo(dumped({"error": {"code": name, "message": text}}))
     with suppress(OSError):
-        click.echo(f"casstore: {text}", err=True)
+        click.echo(f"casstore: {printable(text)}", err=True)
     return code
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 import journal
-from casstore.cli.options import EXIT_DAMAGE, Duration, Out, command, open_both, shown_size
+from casstore.cli.options import EXIT_DAMAGE, Duration, Out, command, open_both, say, shown_size
 from journal import Journal
 from journal.event_json import to_json
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def register(cli: click.Group) -> None:
@@ -82,14 +84,14 @@ def register(cli: click.Group) -> None:
         }  # fmt: skip
 
         def text() -> None:
-            click.echo(f"run         {state.run_id}  ({state.op_id}, {document['status']})")
-            click.echo(f"manifest    {state.manifest_id}")
-            click.echo(f"checkpoint  {state.checkpoint_id}")
+            say(f"run         {state.run_id}  ({state.op_id}, {document['status']})")
+            say(f"manifest    {state.manifest_id}")
+            say(f"checkpoint  {state.checkpoint_id}")
             if sizes[0]:
-                click.echo(f"snapshots   {shown_size(sizes[0])} of data kept in {shown_size(sizes[1])}")
+                say(f"snapshots   {shown_size(sizes[0])} of data kept in {shown_size(sizes[1])}")
             for event in steps:
                 if not isinstance(event.event, journal.DomainEvent):
-                    click.echo(f"  {_line(event)}")
+                    say(f"  {_line(event)}")
 
         out.document(document, text)
 
@@ -110,10 +112,10 @@ def register(cli: click.Group) -> None:
         def text() -> None:
             if holder is not None:
                 until = _when(holder.until_ms)
-                click.echo(f"held by {holder.owner} until {until} or longer: only a resume that steals would do this")
-            click.echo(" ".join(f"{key}={value}" for key, value in shown.items()))
+                say(f"held by {holder.owner} until {until} or longer: only a resume that steals would do this")
+            say(" ".join(f"{key}={value}" for key, value in shown.items()))
             for event in events:
-                click.echo(f"  would append {json.dumps(to_json(event), ensure_ascii=False)}")
+                say(f"  would append {json.dumps(to_json(event), ensure_ascii=False)}")
 
         out.document(document, text)
 
@@ -125,7 +127,7 @@ def register(cli: click.Group) -> None:
         with open_both(home, read_only=False) as (_, jrn):
             run_id = _known(jrn, run)
             jrn.cancel(run_id, reason)
-        out.document({"run_id": str(run_id), "status": "cancelled"}, lambda: click.echo(f"cancelled {run_id}"))
+        out.document({"run_id": str(run_id), "status": "cancelled"}, lambda: say(f"cancelled {run_id}"))
 
     @command(cli, "forget")
     @click.argument("run")
@@ -134,7 +136,7 @@ def register(cli: click.Group) -> None:
         with open_both(home, read_only=False) as (_, jrn):
             run_id = _known(jrn, run)
             events = jrn.forget(run_id)
-        out.document({"run_id": str(run_id), "events": events}, lambda: click.echo(f"forgot {run_id}: {events} events"))
+        out.document({"run_id": str(run_id), "events": events}, lambda: say(f"forgot {run_id}: {events} events"))
 
     @command(cli, "rebuild")
     @click.option("--dry-run", is_flag=True, help="Only say what would change.")
@@ -158,11 +160,11 @@ def register(cli: click.Group) -> None:
 
         def text() -> None:
             for table, what, number, run_id in report.changes:
-                click.echo(f"{table}: {what}: run {run_id or f'number {number}'}")
+                say(f"{table}: {what}: run {run_id or f'number {number}'}")
             for code, number, run_id, detail in report.left:
-                click.echo(f"left alone: run {run_id or f'number {number}'}: {code}: {detail}")
+                say(f"left alone: run {run_id or f'number {number}'}: {code}: {detail}")
             verb = "would change" if dry_run else "changed"
-            click.echo(f"{report.runs} runs, {report.events} events; {len(report.changes)} rows {verb}")
+            say(f"{report.runs} runs, {report.events} events; {len(report.changes)} rows {verb}")
 
         out.document(document, text)
         if report.left or (dry_run and report.changes):
@@ -175,7 +177,11 @@ def _known(jrn: Journal, text: str) -> Any:
 
 
 def _when(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    """The moment, as people write it; beyond the year 9999 the number, which imported events may have."""
+    try:
+        return (_EPOCH + timedelta(milliseconds=ms)).strftime("%Y-%m-%d %H:%M:%SZ")
+    except OverflowError:
+        return f"{ms} ms"
 
 
 def _line(event: journal.RecordedEvent) -> str:

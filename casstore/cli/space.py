@@ -16,6 +16,7 @@ from casstore.cli.options import (
     has_journal,
     open_journal,
     open_store,
+    say,
     shown_size,
 )
 from casstore.reports import CompactReport
@@ -43,7 +44,7 @@ def register(cli: click.Group) -> None:
         with open_store(home, read_only=False) as store:
             report = store.compact(reencode=reencode, max_time=max_time, max_bytes=max_bytes)
         document = {**asdict(report), "trained": list(report.trained), "returned_bytes": report.returned_bytes}
-        out.document(document, lambda: click.echo(_shown(report)))
+        out.document(document, lambda: say(_shown(report)))
         if report.stopped:
             ctx.exit(EXIT_STOPPED)
 
@@ -63,7 +64,7 @@ def register(cli: click.Group) -> None:
         }  # fmt: skip
         out.document(
             document,
-            lambda: click.echo(
+            lambda: say(
                 f"{report.path}: {report.artifacts} artifacts, {report.position} events,"
                 f" {shown_size(report.file_bytes)} on disk"
             ),
@@ -76,7 +77,7 @@ def register(cli: click.Group) -> None:
         with open_store(home, read_only=False) as store:
             name = store.train(kind)
         text = f"{name}  dictionary/{kind}" if name else f"too few small artifacts of kind {kind}, or it would not help"
-        out.document({"kind": kind, "dictionary": str(name) if name else None}, lambda: click.echo(text))
+        out.document({"kind": kind, "dictionary": str(name) if name else None}, lambda: say(text))
 
 
 def _shown(report: CompactReport) -> str:

@@ -25,6 +25,7 @@ from casstore.cli.options import (
     has_journal,
     open_journal,
     open_store,
+    say,
     shown_size,
 )
 from casstore.differences import differences, shown
@@ -91,7 +92,7 @@ def register(cli: click.Group) -> None:
 
         def text() -> None:
             for name, value in document.items():
-                click.echo(f"{name:32} {value:>12,.3f}")
+                say(f"{name:32} {value:>12,.3f}")
 
         out.document(document, text)
 

@@ -12,7 +12,7 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 import journal
-from casstore.cli.options import Out, artifact, command, open_journal, open_store, shown_size, standard_input, talk
+from casstore.cli.options import Out, artifact, command, open_journal, open_store, say, shown_size, standard_input, talk
 from journal import RunImport, run_files
 
 _LEASE_S: Final = 3600  # renewed while there is progress
@@ -56,7 +56,7 @@ def register(cli: click.Group) -> None:
         if run is not None:
             document |= {"run_id": str(exported.run_id), "events": exported.events}
             text = f"run {exported.run_id}, {exported.events} events, {text}"
-        out.document(document, lambda: click.echo(f"{file}: {text}"))
+        out.document(document, lambda: say(f"{file}: {text}"))
 
     @command(cli, "import")
     @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
@@ -91,9 +91,9 @@ def register(cli: click.Group) -> None:
 
         def text() -> None:
             if run is not None:
-                click.echo(f"run {run.run_id}: {run.events} events, {run.added} of them new here")
+                say(f"run {run.run_id}: {run.events} events, {run.added} of them new here")
             for root in found.roots:
-                click.echo(str(root))
+                say(str(root))
 
         out.document(document, text)
         if not out.as_json:
