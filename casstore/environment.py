@@ -507,6 +507,7 @@ def _after_fork_in_child() -> None:
     _open_lock = threading.RLock()
     _closed, inherited, _gate = threading.Condition(_open_lock), _gate, ForkGate()
     _closing.clear()
+    inherited.after_in_child()
     if inherited.is_used:  # closing would give up the snapshot that the parent still reads
         for environment in _open.values():
             _leak(environment._env)

@@ -33,6 +33,11 @@ class CodedError(Exception):
     def _shown(self) -> dict[str, Any]:
         return {name: self.fields.get(name, "") for name in self.names}
 
+    def _listed(self, name: str) -> Any:
+        """A fact of several parts, as people write it."""
+        value = self.fields.get(name, "")
+        return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+
     def __str__(self) -> str:
         text = self.template.format(**self._shown())
         return f"{text}. {self.hint}" if self.hint else text
@@ -112,8 +117,7 @@ class AmbiguousPrefix(StoreError, LookupError):
     template = "prefix {prefix!r} fits several artifacts: {matches}"
 
     def _shown(self) -> dict[str, Any]:
-        shown = super()._shown()
-        return {**shown, "matches": ", ".join(map(str, shown["matches"]))}
+        return {**super()._shown(), "matches": self._listed("matches")}
 
 
 class AlreadyOpen(StoreError):

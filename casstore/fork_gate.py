@@ -61,6 +61,10 @@ class ForkGate:
                 lambda: all(thread == me for thread in list(self._inside.values())), timeout=WAIT_S
             )
 
+    def after_in_child(self) -> None:
+        """Nobody forks any more; without the lock, which a thread of the parent may have held."""
+        self._forking = False
+
     def after_in_parent(self) -> None:
         with self._lock:
             self._forking = False

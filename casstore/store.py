@@ -499,7 +499,7 @@ class Store:
         `relink` names (wrong_links of `verify`) links as they say. Durable on return, some rows at a time, beside
         writers; gc and compact are kept out. Raises: Busy."""
         self._check(write=True)
-        named, reader = {artifact_id(id).digest for id in relink}, Reader(self._backend, RecentBytes(), self._stage)
+        named, reader = set(digests_of(relink)), Reader(self._backend, RecentBytes(), self._stage)
         with collector_lock(self.home):
             report = inspection.mend(self._backend, reader, self._now(), named)
         self._backend.sync()

@@ -243,8 +243,7 @@ class AmbiguousRun(JournalError, LookupError):
     matches: tuple[str, ...]
 
     def _shown(self) -> dict[str, Any]:
-        shown = super()._shown()
-        return {**shown, "matches": ", ".join(shown["matches"])}
+        return {**super()._shown(), "matches": self._listed("matches")}
 
 
 # -- somebody else was there first --------------------------------------------------------------------

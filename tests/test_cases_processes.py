@@ -149,7 +149,7 @@ def test_a_larger_map_of_another_process_is_adopted(tmp_path: Path) -> None:
 
 def test_a_map_that_is_not_adopted_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Case 12, wrong: the map stays as it was opened."""
-    monkeypatch.setattr("casstore.adoption.MapUsers.begin", lambda self, who, begin: begin())
+    monkeypatch.setattr("casstore.adoption.MapUsers.begin", lambda self, who, begin, adopt: begin())
     monkeypatch.setattr("casstore.adoption.MapUsers.end", lambda *_: None)
     with pytest.raises((casstore.StoreError, AssertionError)):
         grown_by_another(tmp_path / "home")

@@ -448,7 +448,8 @@ class JournalMachine(RuleBasedStateMachine):
         if not valid:
             assert found == Refused("Fenced", "fenced")
             return
-        ttl_ms = 60_000 if ttl is None else ttl * 1000
+        own = 60_000 if run.holder is None else run.holder.ttl_ms
+        ttl_ms = own if ttl is None else ttl * 1000
         assert found.until_ms == self.now_ms() + ttl_ms
         run.holder = Holder(claim.owner, found.until_ms, ttl_ms)
         self.claims.append(found)
