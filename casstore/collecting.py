@@ -16,7 +16,7 @@ from casstore.gc import Collector, Limits
 from casstore.locks import collector_lock
 from casstore.policies import Due, Growth, Policy, is_due, parse_policy
 from casstore.refusals import check_source, refuse_implausible, refusing
-from casstore.remembered import call_witness
+from casstore.remembered import Remembered, call_witness
 from casstore.reports import GcReport
 from casstore.roots import EndingSource, RetainingSource, RootSource
 from casstore.stage import Stage
@@ -115,10 +115,12 @@ def _growth(backend: BlobBackend, source: RootSource, policy: Policy, now_s: int
         return Growth(None)
     last, counters = history.unpack(*newest[0]), backend.counters()
     stored = counters.stored_bytes + counters.kept_bytes
+    remembered = Remembered.unpack(backend.gc_peek(now_s, 0).last)
     return Growth(
         last_s=last.when_s, gc=last.gc, outcome=last.outcome, artifacts=max(counters.artifacts - last.live, 0),
         bytes=max(stored - last.left_bytes, 0), runs=_let_go(source, policy, last.when_s, now_s),
         over_quota_bytes=0 if policy.quota is None else max(stored - max(policy.quota, last.left_bytes), 0),
+        window_over=remembered is not None and 0 < remembered.until_s <= now_s,
     )  # fmt: skip
 
 

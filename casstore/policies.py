@@ -210,7 +210,8 @@ def _made(path: str, prefix: str, kind: type[Any], given: dict[str, Any]) -> Any
 class Growth(NamedTuple):
     """What a cheap look at a store tells. `last_s` is unix time, when the newest gc opened (None: never one), with its
     number and how it ended; the others are what came since: artifacts, stored bytes, runs that retention let go.
-    `over_quota_bytes` is by how much more than the quota and than that gc left is stored."""
+    `over_quota_bytes` is by how much more than the quota and than that gc left is stored. `window_over` says that the
+    quarantine of something that was removed has ended, whose bytes may go."""
 
     last_s: int | None
     gc: int = 0
@@ -219,6 +220,7 @@ class Growth(NamedTuple):
     bytes: int = 0
     runs: int = 0
     over_quota_bytes: int = 0
+    window_over: bool = False
 
 
 @final
@@ -244,6 +246,8 @@ def is_due(auto: AutoPolicy, seen: Growth, now_s: int) -> Due:
         reasons.append(f"{since} is {seen.outcome}")
     if seen.over_quota_bytes > 0:
         reasons.append(f"{seen.over_quota_bytes} bytes over the quota")
+    if seen.window_over:
+        reasons.append("the quarantine of what was removed has ended")
     for found, wanted, what in (
         (seen.runs, auto.after_runs, "runs past their retention"), (seen.artifacts, auto.after_artifacts, "artifacts"),
         (seen.bytes, auto.after_bytes, "stored bytes"),

@@ -277,6 +277,25 @@ def test_the_interval_is_checked(world: Any) -> None:
 # -- the command -----------------------------------------------------------------------------------------
 
 
+def test_a_quarantine_that_ended_is_worth_a_gc() -> None:
+    """Its bytes are all that there is to take: once, however little came since."""
+    clock = FakeClock()
+    with memory_store(clock=clock) as store:
+        roots = FakeRoots(store)
+        store.put(b"x" * 1000)
+        policy = Policy(grace=0, quarantine=DAY, auto=AutoPolicy(min_interval=0, max_interval=1000 * DAY))
+        assert len(store.gc(roots, policy=policy, force=True).removed) == 1
+        clock.now += DAY - 10
+        assert not store.gc_due(roots, policy=policy).due
+        clock.now += 20
+        due = store.gc_due(roots, policy=policy)
+        assert due.due and due.reason == "the quarantine of what was removed has ended"
+        assert store.stats().kept_bytes > 0
+        store.gc(roots, policy=policy)
+        assert store.stats().kept_bytes == 0 and not store.gc_due(roots, policy=policy).due
+
+
+
 def test_the_command(tmp_path: Path) -> None:
     """gc --auto: says why it did or did not, exits with 0 either way, for people and as JSON."""
     home = tmp_path / "home"
