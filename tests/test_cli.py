@@ -319,19 +319,16 @@ def test_what_anybody_may_have_written_is_shown(tmp_path: Path) -> None:
     with journal.open(home) as jrn:
         name = jrn.store.put(b"x")
         started = journal.RunStarted(op_id="op", manifest_id=name, initial_snapshot_id=name)
-        for at in (0, TIME_LIMIT):
-            item = journal.RecordedEvent(run_id=run_id, seq=1, position=0, timestamp_ms=at, event=started)
-            jrn.append(run_id, 0, [item])
-            for command in (["runs"], ["log", run_id], ["show", run_id]):
-                assert ("1970-01-01" if at == 0 else f"{TIME_LIMIT} ms") in run(*command, home=home)[1]
-                assert run(*command, "--json", home=home)[0] == 0
-            jrn.cancel(run_id, "\x1b[2J\r    7  gone\n    8  forged \u202e")
-            for command in (["log", run_id], ["show", run_id], ["runs"]):
-                out = run(*command, home=home)[1]
-                assert out.replace("\n", "").isprintable() and not any(
-                    line.startswith("    8") for line in out.splitlines()
-                )
-            jrn.forget(run_id)
+        item = journal.RecordedEvent(run_id=run_id, seq=1, position=0, timestamp_ms=TIME_LIMIT, event=started)
+        jrn.append(run_id, 0, [item])
+        jrn.cancel(run_id, "\x1b[2J\r    7  gone\n    8  forged \u202e")
+        for command in (["log", run_id], ["show", run_id], ["runs"]):
+            out = run(*command, home=home)[1]
+            assert f"{TIME_LIMIT} ms" in out or command == ["runs"]
+            assert out.replace("\n", "").isprintable() and not any(
+                line.startswith("    8") for line in out.splitlines()
+            )
+            assert run(*command, "--json", home=home)[0] == 0
         with pytest.raises(journal.InvalidField):
             journal.RecordedEvent(run_id=run_id, seq=1, position=0, timestamp_ms=TIME_LIMIT + 1, event=started)
     code, _, error = run("info", "\x1b[31mred", home=home)

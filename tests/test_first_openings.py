@@ -74,7 +74,7 @@ def test_another_process_makes_it_meanwhile(tmp_path: Path, read_only: bool) -> 
         print(home, file=other.stdin, flush=True)
         assert other.stdout.readline() == "done\n"
 
-    for number in range(1, 40 if read_only else lines + 1, 1 if read_only else max(lines // 120, 1)):
+    for number in range(1, 40 if read_only else lines + 1, 1 if read_only else max(lines // 70, 1)):
         try:
             with at_line(number, make) as count, journal.open(home, read_only=read_only) as jrn:
                 for name in jrn.store.pins().values():
@@ -89,7 +89,7 @@ def test_another_process_makes_it_meanwhile(tmp_path: Path, read_only: bool) -> 
             assert sorted(os.listdir(home)) == ["FORMAT", "journal", "store"]
             assert sorted(os.listdir(home / "store")) == ["1", "CURRENT"]
             shutil.rmtree(home)
-    assert early and made if read_only else made > 50
+    assert early and made if read_only else made > 30
     other.communicate()
     assert other.returncode == 0
 
@@ -115,8 +115,9 @@ def test_killed_while_it_is_made(tmp_path: Path) -> None:
         with at_line(number, lambda: os.kill(os.getpid(), signal.SIGKILL)):
             journal.open(home).close()
 
-    for number in range(1, lines + 1, max(lines // 80, 1)):
-        assert exit_code(fork_child(lambda number=number: child(number))) == -signal.SIGKILL  # type: ignore[misc]
+    for number in range(1, lines + 1, max(lines // 50, 1)):
+        code = exit_code(fork_child(lambda number=number: child(number)))  # type: ignore[misc]
+        assert code == -signal.SIGKILL or (code == 0 and number > lines * 0.9)  # the child may take some lines less
         with journal.open(home) as jrn:
             name = jrn.store.put(b"ours")
             jrn.start_run("op", manifest={}, context={}).release()

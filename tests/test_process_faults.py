@@ -240,7 +240,7 @@ def test_an_interrupt_while_handles_come_and_go(tmp_path: Path, what: str) -> No
 
     places = attempt(0)
     assert places > 10
-    for step in range(1, places + 1, max(places // 30, 1)):
+    for step in range(1, places + 1, max(places // 15, 1)):
         attempt(step)
         gc.collect()
         left = [env.path for env in environment._open.values() if home in env.path.parents]
