@@ -30,7 +30,8 @@ from casstore.rows import (
 from casstore.tables import ReadTransaction, WriteTransaction
 
 NUMBERS_AHEAD_MAX: Final = 1 << 24
-_GIVEN: Final = (DA, STAGE, PURGE)  # where a number is that was given out, as long as anything is under it
+_UNFINISHED: Final = (STAGE, PURGE)  # where a number is that was given out and has no record, not yet or no more
+_U64_MAX: Final = (1 << 64) - 1
 
 
 def load_state(t: ReadTransaction) -> State:
@@ -88,9 +89,11 @@ def is_given(t: ReadTransaction, state: State, data_id: int) -> bool:
 def skip_given(t: ReadTransaction, state: State) -> None:
     """See to it that the next data_id was never given out, whatever damage made of the counter: what is there would be
     overwritten. Raises: DamagedStore where it is too far off to go on from."""
-    last = max(_last(t, table) for table in _GIVEN)
-    if last >= state.next_data_id + NUMBERS_AHEAD_MAX:
+    last, far = _last(t, DA), state.next_data_id + NUMBERS_AHEAD_MAX
+    if last >= far:
         raise DamagedStore("table meta1", f"the next data_id is {state.next_data_id}, and {last} was given out")
+    for table in _UNFINISHED:  # what is far off there is no danger, and goes with the uploads of the dead
+        last = max(last, _last_until(t, table, far) if t.count(table) else 0)
     state.next_data_id = max(state.next_data_id, last + 1)
     if state.next_data_id < DATA_IDS_RESERVED and t.get(META, RESERVED_KEY) is not None:
         state.next_data_id = DATA_IDS_RESERVED
@@ -102,6 +105,12 @@ def _last(t: ReadTransaction, table: bytes) -> int:
     if key is not None and len(key) != 8:  # for `audits` to say
         key = next((key for key, _ in t.scan(table, reverse=True) if len(key) == 8), None)
     return 0 if key is None else from_u64(key)
+
+
+def _last_until(t: ReadTransaction, table: bytes, most: int) -> int:
+    """The same of those that are not greater than `most`."""
+    keys = (key for key, _ in t.scan(table, u64(min(most, _U64_MAX)), reverse=True) if len(key) == 8)
+    return from_u64(next(keys, u64(0)))
 
 
 def take_number(t: WriteTransaction, state: State, *, dictionary: bool = False) -> int:
@@ -129,5 +138,4 @@ def _is_taken(t: ReadTransaction, data_id: int) -> bool:
 
 def greatest_reserved(t: ReadTransaction) -> int:
     """The greatest data_id of those for dictionaries under which something is kept, 0 for none."""
-    keys = (key for key, _ in t.scan(DA, u64(DATA_IDS_RESERVED - 1), reverse=True) if len(key) == 8)
-    return from_u64(next(keys, u64(0)))
+    return _last_until(t, DA, DATA_IDS_RESERVED - 1)

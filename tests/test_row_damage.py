@@ -19,7 +19,7 @@ from test_verify import command
 
 import casstore
 from casstore import ArtifactId, CodedError, Store, values
-from casstore.rows import DA, IX, LEASE, LEASED, META, PIN, STATE_KEY, TABLES, IxRow, State
+from casstore.rows import DA, IX, LEASE, LEASED, META, PIN, PURGE, STAGE, STATE_KEY, TABLES, IxRow, State, u64
 from casstore.table_backend import TableBackend
 from casstore.tables import MemoryTables
 from casstore.testing import FakeClock, FakeRoots
@@ -374,3 +374,20 @@ def test_a_next_number_that_fell_overwrites_nothing(tmp_path: Path, large: bool)
         made |= zip(store.put_many(more), more, strict=True)
         assert all(store.get(name) == data for name, data in made.items())
         assert store.verify().findings == ()
+
+
+@pytest.mark.parametrize("table", [STAGE, PURGE])
+def test_an_unfinished_number_far_ahead_stops_nobody(tmp_path: Path, table: bytes) -> None:
+    """A damaged key of an upload or of what waits for its purge: near ones are skipped, far ones are no danger."""
+    with casstore.open(tmp_path / "home") as store:
+        name = store.put(b"before")
+        with store._backend._tables.write() as t:  # type: ignore[attr-defined]
+            following = State.unpack(t.get(META, STATE_KEY)).next_data_id
+            for number in (following + 3, following + (1 << 40), (1 << 64) - 1):
+                t.put(table, u64(number), u64(1) + b"nobody:0:0" if table == STAGE else b"")
+        made = {store.put(b"%d" % n * 50): b"%d" % n * 50 for n in range(9)}
+        rows = store._backend.rows([each.digest for each in made])
+        assert [row.data_id for row in rows if row] == list(range(following + 4, following + 13))
+        store.pin("before", name)
+        store.gc(FakeRoots(store), force=True)
+        assert all(store.get(each) == data for each, data in made.items()) and store.verify().findings == ()
