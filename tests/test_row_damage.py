@@ -19,7 +19,7 @@ from test_verify import command
 
 import casstore
 from casstore import ArtifactId, CodedError, Store, values
-from casstore.rows import DA, IX, LEASE, LEASED, META, PIN, PURGE, STAGE, STATE_KEY, TABLES, IxRow, State, u64
+from casstore.rows import DA, IX, LEASE, LEASED, LN, META, PIN, PURGE, STAGE, STATE_KEY, TABLES, IxRow, State, u64
 from casstore.table_backend import TableBackend
 from casstore.tables import MemoryTables
 from casstore.testing import FakeClock, FakeRoots
@@ -259,6 +259,45 @@ def test_one_damaged_row(filled: Filled) -> None:
 @pytest.mark.soak
 def test_one_damaged_row_for_long(filled: Filled) -> None:
     print(soak_seeds(lambda seed: check(filled, seed)), "rows damaged")
+
+
+def check_two(filled: Filled, seed: int) -> None:
+    """Two rows at once: puts and mends make everything readable again, and neither gc nor a new dictionary takes it."""
+    rng, rows, what = random.Random(seed), filled.rows, list[str]()
+    for _ in range(2):
+        rows, _, how = damaged(rows, TABLES, (IX, DA, LN, META) if rng.random() < 0.5 else (), rng)
+        what.append(how)
+    clock = FakeClock(filled.now_s)
+    try:
+        store = opened(rows, clock)
+        look(store, filled, rng)
+        for _ in range(2):
+            quietly(store.mend)
+            put_all(store, filled)
+        store.mend()
+        assert not put_all(store, filled) and not look(store, filled, rng)
+        clock.now += 7200
+        try:
+            store.gc(roots(store, filled), grace=0, force=True)
+        except casstore.GcRefused as error:
+            assert error.fields["reason"] == "missing_root"  # a pin of what never was
+        store.mend()
+        for n in range(3):
+            store.put(b"another dictionary %d" % n, kind="dictionary")
+        assert not look(store, filled, rng)
+    except Exception as error:
+        error.add_note(f"seed {seed}: {what}")
+        raise
+
+
+def test_two_damaged_rows(filled: Filled) -> None:
+    for seed in range(25):
+        check_two(filled, seed)
+
+
+@pytest.mark.soak
+def test_two_damaged_rows_for_long(filled: Filled) -> None:
+    print(soak_seeds(lambda seed: check_two(filled, seed)), "pairs of rows damaged")
 
 
 # -- an index row that leads to another's bytes ----------------------------------------------------------
