@@ -153,7 +153,7 @@ def register(cli: click.Group) -> None:
                        f" {found.pages_free + found.pages_used} pages free")  # fmt: skip
             lag = counted(found.reader_lag_commits, "commit")
             say(f"readers       {found.readers}, the oldest snapshot {lag} old")
-            say(f"journal file  {shown_size(journal_bytes)}, {runs} runs, {events} events")
+            say(f"journal file  {shown_size(journal_bytes)}, {counted(runs, 'run')}, {counted(events, 'event')}")
             say(f"collected     {found.gone} artifacts in {found.gcs} gcs")
             for kind, (count, raw) in found.by_kind.items():
                 say(f"  kind {kind:18} {count:>9}  {shown_size(raw):>12}")
