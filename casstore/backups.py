@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Final, final
 
 from casstore import counters, puts, sweeps
-from casstore.disks import check_filesystem
+from casstore.disks import check_filesystem, flush
 from casstore.errors import DamagedStore, InvalidArgument, StoreFull
 from casstore.generations import COPYING, MOVED
-from casstore.home import Home, format_text, open_home, replace_file
+from casstore.home import Home, format_text, has_journal, open_home, replace_file
 from casstore.ids import ArtifactId
 from casstore.lmdb_tables import LmdbTables
 from casstore.locks import collector_lock
@@ -112,7 +112,7 @@ class Draft:
             raise InvalidArgument("dest", f"{self.dest} exists")
         os.rename(self.path, self.dest)
         reach("backup.renamed")
-        _flush(self.dest.parent)
+        flush(self.dest.parent)
         return BackupReport(
             path=self.dest, instance=instance, artifacts=self._artifacts, raw_bytes=self._raw_bytes,
             position=self.position, file_bytes=size,
@@ -122,7 +122,7 @@ class Draft:
 def backup(home: Path | None, dest: str | os.PathLike[str], *, had_journal: bool) -> BackupReport:
     """Copy a home that has no journal. Raises: as `drafting`; InvalidArgument where there is a journal, DamagedStore
     where there was one."""
-    if home is not None and (home / "journal" / "data.mdb").exists():
+    if home is not None and has_journal(home):
         raise InvalidArgument("home", f"{home} has a journal: journal.Journal.backup copies both")
     if had_journal and home is not None:
         raise DamagedStore(str(home / "journal"), "the home had a journal, and it is missing")
@@ -205,14 +205,6 @@ def _flush_tree(path: Path) -> int:
         for name in names:
             file = Path(directory, name)
             size += file.stat().st_size
-            _flush(file)
-        _flush(Path(directory))
+            flush(file)
+        flush(Path(directory))
     return size
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -41,6 +41,15 @@ def data_size(path: Path) -> int:
         return 0
 
 
+def flush(path: Path) -> None:
+    """A file, or the names in a directory, are on disk on return."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def disk_is_full(path: Path, page_size: int) -> bool:
     """Or the data file is as long as this process may make one."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]

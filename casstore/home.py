@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
+from casstore.disks import flush
 from casstore.errors import DamagedStore, InvalidHome, NotAStore, UnsupportedFormat, from_os
 
 __all__ = ["FORMAT_NUMBER", "Home", "format_text", "open_home", "replace_file"]
@@ -51,7 +52,7 @@ def open_home(home: str | os.PathLike[str], *, create: bool, read_only: bool = F
     created = False
     if not (path / "FORMAT").exists():
         # Another process may be making it: what it made is looked at first, and FORMAT, which comes before it, again.
-        has_data = has_generation(path) or (path / "journal" / "data.mdb").exists()
+        has_data = has_generation(path) or has_journal(path)
         if has_data and not (path / "FORMAT").exists():
             raise UnsupportedFormat(str(path / "FORMAT"), "nothing (the file is missing)", FORMAT_NUMBER)
         if not has_data and (not create or read_only):
@@ -82,6 +83,11 @@ def has_generation(home: Path) -> bool:
     return any(found.parent.name.isdigit() for found in home.glob("store/*/data.mdb"))
 
 
+def has_journal(home: Path) -> bool:
+    """Whether the journal is there; whether it should be is known by the store (`BlobBackend.has_journal`)."""
+    return (home / "journal" / "data.mdb").exists()
+
+
 def current_generation(home: Path) -> str:
     """The name in store/CURRENT. Raises: DamagedStore."""
     current = home / "store" / "CURRENT"
@@ -99,7 +105,7 @@ def current_generation(home: Path) -> str:
 def replace_file(path: Path, text: str) -> None:
     """Write a small file so that a crash leaves the old or the new one: temporary, flush, rename, flush."""
     os.replace(_write_aside(path, text), path)
-    sync_directory(path.parent)
+    flush(path.parent)
 
 
 def place_file(path: Path, text: str) -> bool:
@@ -111,22 +117,13 @@ def place_file(path: Path, text: str) -> bool:
         return False
     finally:
         os.unlink(temporary)
-    sync_directory(path.parent)
+    flush(path.parent)
     return True
 
 
 def aside(path: Path) -> Path:
     """A name beside `path` that is nobody else's: what is there was not finished, and may go."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-
-
-def sync_directory(path: Path) -> None:
-    """Names in it are on disk on return."""
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _write_aside(path: Path, text: str) -> Path:

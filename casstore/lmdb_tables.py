@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
+from casstore.disks import flush
 from casstore.environment import Environment, leave, open_environment
 from casstore.errors import from_os
-from casstore.home import aside, sync_directory
+from casstore.home import aside
 from casstore.tables import ReadTransaction, WriteTransaction
 
 
@@ -71,7 +72,7 @@ def _make(path: Path, names: Sequence[bytes]) -> bool:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise from_os(error, path) from error
         else:
-            sync_directory(path.parent)
+            flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return (path / "data.mdb").exists()

@@ -17,6 +17,7 @@ from blake3 import blake3
 from casstore import car
 from casstore.arguments import instance, several
 from casstore.backend import BlobBackend, UploadLost
+from casstore.disks import flush
 from casstore.errors import Corrupt, InvalidArgument, MissingArtifact, NotFound
 from casstore.frames import FRAME_SIZE
 from casstore.ids import ArtifactId
@@ -171,11 +172,7 @@ def _output(out: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    flush(path.parent)
 
 
 # -- import -------------------------------------------------------------------------------------------------

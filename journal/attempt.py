@@ -36,7 +36,7 @@ from journal.events import (
 )
 from journal.failures import ErrorInfo
 from journal.ids import check_state_id, check_text
-from journal.redaction import redacted
+from journal.redaction import redacted_text
 from journal.storable import MESSAGE_LIMIT_BYTES, describe, error_info, is_retryable, plain_error_info, storable_text
 from journal.views import OpenAttempt
 
@@ -251,8 +251,9 @@ class Attempt:
         with run._lock:
             if then is not None:
                 check_state_id(then)
-            if then is not None and run._plan() is not None and then not in (run._plan() or ()):
-                raise StateNotInPlan(then, run._plan())
+                plan = run._plan()
+                if plan is not None and then not in plan:
+                    raise StateNotInPlan(then, plan)
             snapshot_id, puts = run._prepare_context(context, base=self.base_snapshot_id)
             events: list[Event] = [StateCompleted(state_id=self.state_id, context_snapshot_id=snapshot_id)]
             if then is not None:
@@ -274,7 +275,7 @@ class Attempt:
         if error is None:
             self._left_without_completing()
         elif isinstance(error, asyncio.CancelledError):
-            said = redacted(self._run._redact, describe(error), None)[0]
+            said = redacted_text(self._run._redact, describe(error))
             message = storable_text(said or "the task was cancelled", MESSAGE_LIMIT_BYTES)
             self._fail(error, lambda: ErrorInfo(code="cancelled", retryable=True, message=message))
         elif isinstance(error, Exception):

@@ -113,10 +113,8 @@ class RunClaims:
             terms = self._terms()
             if run.retry_at_ms > terms.now_ms:
                 continue
-            with self._backend.look() as look:
-                row = look.run(run.run_id)
-                free = row is not None and row.status is None and is_free(look.claim(row.number), terms)
-            if free:
+            row, held = self._held(run.run_id)
+            if row is not None and row.status is None and is_free(held, terms):
                 yield run
 
 

@@ -15,7 +15,7 @@ from uuid import UUID
 import casstore
 from casstore import PreparedPut, Retention, Root, Store, forks
 from casstore.errors import DamagedStore, ForkedHandle, InvalidHome, ReadOnly, StoreError
-from casstore.home import is_same_place, open_home
+from casstore.home import has_journal, is_same_place, open_home
 from casstore.lmdb_tables import LmdbTables
 from casstore.processes import current_process, is_gone
 from journal import backups, inspection, reading, records, witness
@@ -374,7 +374,7 @@ def open_journal(
     used = casstore.open(home, create=create, read_only=read_only, clock=clock) if store is None else store
     try:
         had = used._backend.has_journal()  # first: another process may be making it
-        fresh = not (opened.journal_path / "data.mdb").exists()
+        fresh = not has_journal(opened.path)
         if fresh and had:
             # An empty one in its place would say that no run is live, and gc would believe it.
             raise DamagedStore(str(opened.journal_path), "the home had a journal, and it is missing")

@@ -35,8 +35,9 @@ from journal.errors import (
 )
 from journal.events import DomainEvent, Event, RunCompleted, StateEntered, StateFailed, run_ended
 from journal.failures import ErrorInfo, RunStatus, StateError
+from journal.ids import check_state_id
 from journal.records import MAX_RECORD
-from journal.redaction import Redact, redacted
+from journal.redaction import Redact, redacted_text
 from journal.storable import REASON_LIMIT_BYTES, state_error, storable_text
 from journal.views import RunView, advance, look_up
 
@@ -174,7 +175,7 @@ class Run:
                 return ahead
             plan = self._plan()
             if plan is not None and state_id not in plan:
-                StateEntered(state_id=state_id, attempt=0, base_snapshot_id=self._checkpoint())  # is it a state at all
+                check_state_id(state_id)
                 raise StateNotInPlan(state_id, plan)
             attempt = self._entries(state_id)
             self._append([StateEntered(state_id=state_id, attempt=attempt, base_snapshot_id=self._checkpoint())])
@@ -239,7 +240,7 @@ class Run:
         """
         with self._lock:
             if self._view.status is not RunStatus.CANCELLED:
-                said = redacted(self._redact, str(reason), None)[0]
+                said = redacted_text(self._redact, str(reason))
                 self._end_early(RunStatus.CANCELLED, said, None, cancelled_info(said))
 
     def release(self) -> None:

@@ -59,6 +59,11 @@ def redacted(redact: Redact | None, message: str, details: Any) -> tuple[str, An
     return f"({MASK}: the redact hook {reason})", None
 
 
+def redacted_text(redact: Redact | None, text: str) -> str:
+    """The same of a message without details."""
+    return redacted(redact, text, None)[0]
+
+
 def _masked(value: Any) -> Any:
     if type(value) is str:
         return _masked_text(value)

@@ -46,7 +46,7 @@ from journal.recorder import (
     put_manifest,
     take,
 )
-from journal.redaction import redacted
+from journal.redaction import redacted_text
 from journal.renewal import PER_TTL, Renewer
 from journal.views import RunView, advance
 
@@ -219,7 +219,7 @@ def cancel(journal: Any, run_id: UUID | str, reason: str = CANCELLED) -> RunStat
             return state
         if view.status is not None:
             raise InvalidEvent("after_run_completed", wanted, view.head + 1, f"the run is {view.status.value}")
-        said = redacted(journal.redact, str(reason), None)[0]
+        said = redacted_text(journal.redact, str(reason))
         events = ending(view, RunStatus.CANCELLED, said, None, cancelled_info(said))
         try:
             _append(journal, wanted, view.head, events, [], claim=True, steal=True)

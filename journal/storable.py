@@ -15,7 +15,7 @@ from casstore.errors import MissingArtifact
 from casstore.ids import ArtifactId
 from journal.errors import NonRetryable
 from journal.failures import ErrorCategory, ErrorInfo, StateError
-from journal.redaction import Redact, redacted
+from journal.redaction import Redact, redacted, redacted_text
 
 MESSAGE_LIMIT_BYTES: Final = 1024
 RUN_MESSAGE_LIMIT_BYTES: Final = 640  # in run_ended, which holds a reason and a state besides
@@ -25,6 +25,7 @@ REPR_LIMIT_BYTES: Final = 256
 REASON_LIMIT_BYTES: Final = 256
 RETRY_AT: Final = "retry_at_ms"
 
+_ANY_BYTES: Final = 1 << 60
 _CUT: Final = "…"
 
 PutValue = Callable[[object], ArtifactId]
@@ -70,12 +71,12 @@ def storable_details(details: Any, *, put: PutValue, present: Present) -> Any:
     return {**_retry_at(details), **moved}
 
 
-def _shown(details: Any) -> Any:
+def _shown(details: Any, limit_bytes: int = REPR_LIMIT_BYTES) -> Any:
     try:
         text = repr(details)
     except Exception:
         text = type(details).__name__
-    shown = storable_text(text, REPR_LIMIT_BYTES)
+    shown = storable_text(text, limit_bytes)
     kept = _retry_at(details)
     return {**kept, "repr": shown} if kept else shown
 
@@ -117,7 +118,7 @@ def error_info(
 
 def plain_error_info(error: BaseException, *, retryable: bool, redact: Redact | None = None) -> ErrorInfo:
     """The same without details: what is written when those got in the way."""
-    message = storable_text(redacted(redact, describe(error), None)[0], MESSAGE_LIMIT_BYTES)
+    message = storable_text(redacted_text(redact, describe(error)), MESSAGE_LIMIT_BYTES)
     return ErrorInfo(code=_code(error), retryable=retryable, message=message)
 
 
@@ -133,16 +134,17 @@ def state_error(
     if isinstance(error, BaseException):
         info = error_info(error, retryable=False, put=put, present=present, redact=redact)
         return StateError(info=_fit(info, put=put, present=present))
-    message = storable_text(redacted(redact, str(error), None)[0], RUN_MESSAGE_LIMIT_BYTES)
+    message = storable_text(redacted_text(redact, str(error)), RUN_MESSAGE_LIMIT_BYTES)
     return StateError(info=ErrorInfo(code="run_failed", retryable=False, message=message))
 
 
 def _plain(details: Any) -> Any:
-    """What a hook is given: a plain value, else what is shown of it."""
+    """What a hook is given: a plain value, else what is shown of it, whole: of a secret that is cut no pattern knows
+    the rest."""
     try:
         values.encode(details)
     except Exception:
-        return _shown(details)
+        return _shown(details, _ANY_BYTES)
     return details
 
 

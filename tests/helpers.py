@@ -98,6 +98,16 @@ def exit_code(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@contextmanager
+def tracing(trace: Callable[..., Any]) -> Iterator[None]:
+    """As sys.settrace, for a block."""
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+
+
 def say(path: Path, *words: object) -> None:
     """One line in one write: a kill leaves it out or leaves it whole."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from helpers import exit_code, fork_child, python
+from helpers import exit_code, fork_child, python, tracing
 
 import casstore
 import journal
@@ -45,11 +45,8 @@ def at_line(number: int, act: Callable[[], None]) -> Iterator[list[int]]:
                 act()
         return trace
 
-    sys.settrace(trace)
-    try:
+    with tracing(trace):
         yield count
-    finally:
-        sys.settrace(None)
 
 
 def lines_of(home: Path) -> int:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from helpers import exit_code, fork_child, small_disk
+from helpers import exit_code, fork_child, small_disk, tracing
 
 import casstore
 import journal
@@ -179,11 +179,10 @@ def interrupted(step: int) -> Iterator[list[int]]:
                 raise KeyboardInterrupt
         return trace
 
-    sys.settrace(trace)
     try:
-        yield count
+        with tracing(trace):
+            yield count
     finally:
-        sys.settrace(None)
         before.clear()
 
 

@@ -25,8 +25,11 @@ class Refused(Exception):
 
 
 class Opaque:
+    def __init__(self, before: int = 0) -> None:
+        self._before = before
+
     def __repr__(self) -> str:
-        return f"<Client password={SECRET!r}>"
+        return f"<Client {'.' * self._before} https://bob:{SECRET}@example.com password={SECRET!r}>"
 
 
 def bytes_of(home: Path) -> bytes:
@@ -50,6 +53,7 @@ WAYS: dict[str, Callable[[journal.Run], None]] = {
     "details": failing(Refused({"password": SECRET, "retry_at_ms": 5, "n": [1, f"token={SECRET}"]})),
     "large details": failing(Refused({"headers": {"Authorization": f"Bearer {SECRET}"}, "body": "x" * 5000})),
     "what is no value": failing(Refused(Opaque())),
+    "what is no value, and long": failing(Refused(Opaque(240))),
     "a task that was cancelled": failing(asyncio.CancelledError(f"password={SECRET}")),
     "fail with an exception": lambda run: run.fail(Refused({"secret": SECRET})),
     "fail with text": lambda run: run.fail(f"password: {SECRET}"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +28,7 @@ from casstore.cli.options import (
     talk,
 )
 from casstore.cli.verifying import Places, Subset, put_right
+from casstore.home import is_same_place
 
 
 def register(cli: click.Group) -> None:
@@ -63,7 +63,7 @@ def register(cli: click.Group) -> None:
     ) -> None:  # fmt: skip
         """Read and check everything: hashes, links, deltas, rows, streams. Exit code 3 when damage is found (and was
         not repaired), else 4 when it stopped at the limit."""
-        if repair_from is not None and os.path.realpath(repair_from) == os.path.realpath(home):
+        if repair_from is not None and is_same_place(repair_from, home):
             raise click.UsageError("--repair-from is another home than the one to repair")
         place = Places(home, subset)
         repair = repair or repair_from is not None
@@ -147,10 +147,9 @@ def register(cli: click.Group) -> None:
 
         def text() -> None:
             say(f"artifacts     {found.artifacts}, {shown_size(found.raw_bytes)} of data")
-            say(f"stored        {shown_size(found.stored_bytes)}"
-                       f" and {shown_size(found.kept_bytes)} kept for deltas")  # fmt: skip
-            say(f"store file    {shown_size(found.file_bytes)}, {found.pages_free} of"
-                       f" {found.pages_free + found.pages_used} pages free")  # fmt: skip
+            say(f"stored        {shown_size(found.stored_bytes)} and {shown_size(found.kept_bytes)} kept for deltas")
+            pages = found.pages_free + found.pages_used
+            say(f"store file    {shown_size(found.file_bytes)}, {found.pages_free} of {pages} pages free")
             lag = counted(found.reader_lag_commits, "commit")
             say(f"readers       {found.readers}, the oldest snapshot {lag} old")
             say(f"journal file  {shown_size(journal_bytes)}, {counted(runs, 'run')}, {counted(events, 'event')}")

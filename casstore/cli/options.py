@@ -18,6 +18,7 @@ from rich.console import Console
 import casstore
 import journal
 from casstore import ArtifactId, Store
+from casstore.home import has_journal as is_there
 from casstore.policies import parse_duration, parse_size
 from journal import Journal
 
@@ -176,7 +177,7 @@ def open_journal(home: Path, store: Store, *, read_only: bool) -> Journal:
 
 def has_journal(home: Path, store: Store | None = None) -> bool:
     """Whether there is one; by what `store` knows also whether there was: to open it says what is wrong then."""
-    return (home / "journal" / "data.mdb").exists() or (store is not None and store._backend.has_journal())
+    return is_there(home) or (store is not None and store._backend.has_journal())
 
 
 def artifact(store: Store, text: str) -> ArtifactId:
