@@ -6,11 +6,10 @@ from typing import Final
 
 from casstore import audits
 from casstore.audits import Mended
-from casstore.counters import finish, greatest_reserved, load_state
+from casstore.counters import finish, greatest_reserved, load_state, skip_given
 from casstore.errors import DamagedStore
 from casstore.rows import (
     DA,
-    DATA_IDS_RESERVED,
     GCS,
     IX,
     KP,
@@ -98,12 +97,12 @@ def _is_readable(t: ReadTransaction) -> bool:
 def _made_anew(t: ReadTransaction) -> State:
     commit = max((_touched(value) for _, value in t.scan(IX)), default=0)
     commit = max(commit, _last(t, TICK)) + _COMMITS_AHEAD
-    first = 1 if t.get(META, RESERVED_KEY) is None else DATA_IDS_RESERVED  # below it numbers are for dictionaries
-    following = max(first, *(_last(t, table) + 1 for table in (DA, D, KP, STAGE, PURGE)))
-    return State(
-        commit=commit, next_data_id=following, swept=commit, epoch=_last(t, GCS),
-        cut=commit, grace_s_min=0,  # so that each hit is a touch
+    state = State(
+        commit=commit, next_data_id=max(_last(t, table) for table in (DA, D, KP, STAGE, PURGE)) + 1, swept=commit,
+        epoch=_last(t, GCS), cut=commit, grace_s_min=0,  # so that each hit is a touch
     )  # fmt: skip
+    skip_given(t, state)  # the smallest are for dictionaries
+    return state
 
 
 def _touched(value: bytes) -> int:

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,9 @@ from helpers import exit_code, fork_child, small_disk, tracing
 import casstore
 import journal
 from casstore import environment
+from casstore.adoption import MapUsers
+from casstore.fork_gate import ForkGate
+from journal.commits import Committer
 
 
 def other_process(call: Callable[[], None]) -> int:
@@ -146,7 +150,7 @@ def test_no_more_files(tmp_path: Path) -> None:
 LOOKS = ("CALL", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD")
 GUARDED = (
     "presence.py", "environment.py", "generations.py", "fork_gate.py", "adoption.py", "lmdb_tables.py", "opening.py",
-    "threading.py",
+    "threading.py", "commits.py",
 )  # fmt: skip
 
 
@@ -209,6 +213,52 @@ def test_an_interrupted_call_leaves_nothing_behind(tmp_path: Path, what: str) ->
         assert other_process(lambda: None) == 0
 
 
+def is_free_elsewhere(lock: Any) -> bool:
+    """Another thread can take it: its own thread takes it twice."""
+
+    def take() -> bool:
+        return lock.acquire(timeout=60) and lock.release() is None
+
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(take).result()
+
+
+def leave_while_somebody_forks() -> tuple[Any, Callable[[], None]]:
+    gate = ForkGate()
+    gate._forking = True
+    return gate._lock, lambda: gate.leave(gate)
+
+
+def end_while_somebody_adopts() -> tuple[Any, Callable[[], None]]:
+    users = MapUsers(OSError)
+    users._adopting = True
+    return users._lock, lambda: users.end(users)
+
+
+def wake_the_committer() -> tuple[Any, Callable[[], None]]:
+    committer = Committer(lambda _: None)
+    return committer._lock, committer.start_thread
+
+
+@pytest.mark.parametrize("make", [leave_while_somebody_forks, end_while_somebody_adopts, wake_the_committer])
+def test_an_interrupt_leaves_no_lock_taken(make: Callable[[], tuple[Any, Callable[[], None]]]) -> None:
+    """Nor inside of the condition's own code: another thread would wait for ever."""
+    lock, act = make()
+    places, step = 1, 0
+    while step <= places:
+        with suppress(KeyboardInterrupt), interrupted(step) as count:
+            act()
+        places, step = max(places, count[0]), step + 1
+        assert is_free_elsewhere(lock), f"step {step}"
+    assert places > 2
+
+
+def test_a_child_is_not_held_back_by_its_parents_fork() -> None:
+    """What was inside when it was forked leaves without a lock, which a thread of the parent may have held."""
+    gate = environment._gate
+    assert other_process(lambda: os._exit(gate._forking)) == 0 and not gate._forking
+
+
 COME_AND_GO: dict[str, Callable[[casstore.Store, casstore.Store], Any]] = {
     "open": lambda store, _: casstore.open(store.home).close(),
     "close": lambda store, _: store.close(),
@@ -231,7 +281,7 @@ def test_an_interrupt_while_handles_come_and_go(tmp_path: Path, what: str) -> No
             store.compact()
         with suppress(KeyboardInterrupt), interrupted(step) as count:
             COME_AND_GO[what](store, other)
-        assert not environment._gate.is_used and not environment._closing
+        assert not environment._gate.is_used and not environment._closing and is_free_elsewhere(environment._open_lock)
         assert other.get(name) == b"one" and other.put(b"%d" % step) in other
         store.close()
         other.close()

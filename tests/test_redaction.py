@@ -53,7 +53,7 @@ WAYS: dict[str, Callable[[journal.Run], None]] = {
     "details": failing(Refused({"password": SECRET, "retry_at_ms": 5, "n": [1, f"token={SECRET}"]})),
     "large details": failing(Refused({"headers": {"Authorization": f"Bearer {SECRET}"}, "body": "x" * 5000})),
     "what is no value": failing(Refused(Opaque())),
-    "what is no value, and long": failing(Refused(Opaque(240))),
+    "what is no value, and long": failing(Refused(Opaque(222))),
     "a task that was cancelled": failing(asyncio.CancelledError(f"password={SECRET}")),
     "fail with an exception": lambda run: run.fail(Refused({"secret": SECRET})),
     "fail with text": lambda run: run.fail(f"password: {SECRET}"),
@@ -80,7 +80,7 @@ def test_no_byte_of_it_is_stored(tmp_path: Path, way: str, hook: Any) -> None:
         assert jrn.run_state(run.run_id).status in (RunStatus.FAILED, RunStatus.CANCELLED)
         jrn.store.staging.settle()
         assert jrn.verify() == []
-    assert SECRET.encode() not in bytes_of(tmp_path)
+    assert SECRET[:7].encode() not in bytes_of(tmp_path)  # nor a part of it, where what is shown is cut
 
 
 def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:

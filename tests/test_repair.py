@@ -593,6 +593,8 @@ def test_no_heal_takes_a_number_for_dictionaries(store: casstore.Store) -> None:
         txn.delete(DA, u64(DATA_IDS_RESERVED)),
     ))  # fmt: skip
     assert store.put(data, verify=True) == name
+    (row,) = store._backend.rows([name.digest])
+    assert row is not None and row.data_id > DATA_IDS_RESERVED
     dictionary = store.put(b"a dictionary " * 50, kind="dictionary")
     store.mend()
     assert store.get(name) == data and store.get(dictionary) == b"a dictionary " * 50
