@@ -10,10 +10,12 @@
 ...     assert jrn.run_state(run.run_id).status == "completed"
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from journal.admission import ClaimRequest
-from journal.aio import AsyncJournal
-from journal.aio_recorder import AsyncAttempt, AsyncRun
-from journal.aio_view import AsyncRunReader
 from journal.appends import Appended, Claim, PendingAppend
 from journal.attempt import Attempt
 from journal.context_codec import ContextCodec, DataclassCodec, PlainCodec, PydanticCodec
@@ -74,6 +76,11 @@ from journal.redaction import Redact, redact_secrets
 from journal.resume import ResumePoint
 from journal.run_files import RunExport, RunImport
 from journal.run_view import RunReader
+
+if TYPE_CHECKING:
+    from journal.aio import AsyncJournal
+    from journal.aio_recorder import AsyncAttempt, AsyncRun
+    from journal.aio_view import AsyncRunReader
 
 __all__ = [
     "AmbiguousRun",
@@ -155,3 +162,21 @@ __all__ = [
     "open",
     "redact_secrets",
 ]
+
+# Imported when they are asked for: asyncio takes longer than all else, which most programs and commands do without.
+_ASYNC: Final = {
+    "AsyncAttempt": "journal.aio_recorder",
+    "AsyncJournal": "journal.aio",
+    "AsyncRun": "journal.aio_recorder",
+    "AsyncRunReader": "journal.aio_view",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ASYNC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_ASYNC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ASYNC})

@@ -3,9 +3,9 @@ the call returns."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, final
@@ -274,7 +274,7 @@ class Attempt:
             return
         if error is None:
             self._left_without_completing()
-        elif isinstance(error, asyncio.CancelledError):
+        elif "asyncio" in sys.modules and isinstance(error, sys.modules["asyncio"].CancelledError):  # slow to import
             said = redacted_text(self._run._redact, describe(error))
             message = storable_text(said or "the task was cancelled", MESSAGE_LIMIT_BYTES)
             self._fail(error, lambda: ErrorInfo(code="cancelled", retryable=True, message=message))

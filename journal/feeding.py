@@ -6,7 +6,6 @@ the backend's version, which costs a few microseconds: soon after an event, and 
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -130,6 +129,8 @@ async def follow_in_tasks(
 ) -> AsyncIterator[T]:  # fmt: skip
     """Events as they come; no thread waits. `elsewhere` makes a call that reads, in another thread; `check` raises
     where there is no other thread any more."""
+    import asyncio  # slow, and of no use to who has no loop
+
     loop, rung = asyncio.get_running_loop(), asyncio.Event()
 
     def wake() -> None:

@@ -22,7 +22,7 @@ from casstore.cli.options import (
     open_store,
     say,
     standard_input,
-    talk,
+    tell,
 )
 from casstore.items import check_kind
 from journal.event_json import value_to_json
@@ -57,7 +57,7 @@ def register(cli: click.Group) -> None:
                 size, healed = store.info(name).size_bytes, name in store.healed
                 out.line({"id": str(name), "file": str(path), "size_bytes": size, "healed": healed}, str(name))
                 if healed:
-                    talk.print(f"{name}: the copy that was there was damaged, and is replaced")
+                    tell(f"{name}: the copy that was there was damaged, and is replaced")
 
     @command(cli, "cat")
     @click.argument("id")

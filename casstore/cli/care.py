@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.progress import Progress
 
 import casstore
 import journal
@@ -23,9 +22,9 @@ from casstore.cli.options import (
     open_both,
     open_journal,
     open_store,
+    progress,
     say,
     shown_size,
-    talk,
 )
 from casstore.cli.verifying import Places, Subset, put_right
 from casstore.home import is_same_place
@@ -68,12 +67,10 @@ def register(cli: click.Group) -> None:
         place = Places(home, subset)
         repair = repair or repair_from is not None
         with open_store(home, read_only=not repair) as store:
-            with Progress(console=talk, transient=True, disable=not talk.is_terminal) as progress:
-                bar = progress.add_task("verify", total=None)
+            with progress("verify") as shown:
                 report = store.verify(
-                    subset=subset, after=place.read() if resume else None, max_seconds=max_time,
-                    progress=lambda done, total: progress.update(bar, completed=done, total=total),
-                )  # fmt: skip
+                    subset=subset, after=place.read() if resume else None, max_seconds=max_time, progress=shown
+                )
             # What cannot be divided belongs to the last part, the journal as well.
             with_journal = report.complete and has_journal(home, store) and (subset is None or subset[0] == subset[1])
             with ExitStack() as stack:

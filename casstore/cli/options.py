@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, final
 
 import click
-from rich.console import Console
 
 import casstore
 import journal
@@ -32,8 +31,6 @@ EXIT_BUSY: Final = 11
 EXIT_FULL: Final = 12
 
 DEFAULT_HOME: Final = ".casstore"
-
-talk = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @final
@@ -68,11 +65,10 @@ class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 @final
 class Out:
-    """Results go to stdout, as text for people or as JSON; talk goes to stderr."""
+    """Results go to stdout, as text for people or as JSON; what is told besides goes to stderr."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = Console(highlight=False, soft_wrap=True)
 
     def document(self, value: dict[str, Any], text: Callable[[], None]) -> None:
         """One JSON document, or what `text` prints."""
@@ -92,6 +88,29 @@ class Out:
 def say(text: str) -> None:
     """One line for people on stdout."""
     click.echo(printable(text))
+
+
+def tell(text: str) -> None:
+    """One line for people on stderr, beside the results."""
+    click.echo(printable(text), err=True)
+
+
+@contextmanager
+def progress(what: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on a terminal, nothing in a pipe: it is told how far one is, and of how much where that is known."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich import progress as bars  # takes longer than most commands do
+    from rich.console import Console
+
+    columns = bars.Progress.get_default_columns()
+    if in_bytes:
+        columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.DownloadColumn(),
+                   bars.TransferSpeedColumn())  # fmt: skip
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        bar = shown.add_task(what, total=None)
+        yield lambda done, total: shown.update(bar, completed=done, total=total)
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,6 +117,8 @@ class Check(NamedTuple):
 
 
 def _checks(home: Path) -> Iterator[Check]:
+    from importlib import metadata  # slow, and of no use to other commands
+
     names = ("lmdb", "zstandard", "blake3", "cbor2", "libipld")
     yield Check("libraries", True, ", ".join(f"{name} {metadata.version(name)}" for name in names))
     try:

@@ -9,10 +9,20 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import click
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 import journal
-from casstore.cli.options import Out, artifact, command, open_journal, open_store, say, shown_size, standard_input, talk
+from casstore.cli.options import (
+    Out,
+    artifact,
+    command,
+    open_journal,
+    open_store,
+    progress,
+    say,
+    shown_size,
+    standard_input,
+    tell,
+)
 from journal import RunImport, run_files
 
 _LEASE_S: Final = 3600  # renewed while there is progress
@@ -47,7 +57,7 @@ def register(cli: click.Group) -> None:
         text = f"{found.artifacts} artifacts, {shown_size(found.raw_bytes)} of data, {shown_size(found.file_bytes)}"
         if piped:
             sys.stdout.buffer.flush()
-            talk.print(text)
+            tell(text)
             return
         document = {
             "file": str(file), "roots": [str(root) for root in found.roots], "shallow": shallow,
@@ -98,15 +108,19 @@ def register(cli: click.Group) -> None:
         out.document(document, text)
         if not out.as_json:
             size_text = shown_size(found.raw_bytes)
-            talk.print(f"{found.blocks} blocks, {size_text} of data; {found.known} were there already")
+            tell(f"{found.blocks} blocks, {size_text} of data; {found.known} were there already")
             if found.unlinked:
-                talk.print(f"{len(found.unlinked)} large ones hold links that gc does not follow")
+                tell(f"{len(found.unlinked)} large ones hold links that gc does not follow")
 
 
 @contextmanager
 def _progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing in a pipe."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as progress:
-        bar = progress.add_task(what, total=total)
-        yield lambda size: progress.advance(bar, size)
+    done = 0
+    with progress(what, in_bytes=True) as shown:
+
+        def advance(size: int) -> None:
+            nonlocal done
+            done += size
+            shown(done, total)
+
+        yield advance
