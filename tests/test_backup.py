@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -17,6 +15,7 @@ import casstore
 import journal
 from casstore import steps
 from casstore.testing import FakeRoots
+from tests.command_line import casstore as command_line
 from tests.helpers import python as child
 
 A, B = "flow.step.a", "flow.step.b"
@@ -362,20 +361,14 @@ print(full, done)
 
 def test_on_the_command_line(home: Path, tmp_path: Path) -> None:
     """backup says what it made; a place that is taken is a mistake of usage."""
-
-    def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "casstore.cli.main", "--home", str(home), *map(str, arguments)]
-        return subprocess.run(line, capture_output=True, text=True, check=False)
-
     with journal.open(home) as jrn:
         live_run(jrn, 1)
         position = jrn.position()
-    made = command("backup", tmp_path / "copy", "--json")
-    document = json.loads(made.stdout)
-    assert made.returncode == 0 and document["position"] == position
+    code, document = command_line("backup", tmp_path / "copy", "--json", home=home).coded
+    assert code == 0 and document["position"] == position
     assert document["path"] == str(tmp_path / "copy")
-    again = command("backup", tmp_path / "copy")
-    assert again.returncode == 2 and "exists" in again.stderr and "Traceback" not in again.stderr
-    assert "artifacts" in command("backup", tmp_path / "two").stdout
-    assert command("verify", "--home", tmp_path / "two").returncode == 0
+    again = command_line("backup", tmp_path / "copy", home=home)
+    assert again.code == 2 and "exists" in again.err
+    assert "artifacts" in command_line("backup", tmp_path / "two", home=home).out
+    assert command_line("verify", home=tmp_path / "two").code == 0
     check(tmp_path / "copy")

@@ -47,9 +47,18 @@ class Ended(NamedTuple):
         return [json.loads(line) for line in self.out.decode().split("\n") if line]
 
 
+class Stream(io.TextIOWrapper):
+    """Text that a command prints."""
+
+    is_terminal = False
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+
 def run(*arguments: object, stdin: bytes = b"") -> Ended:
     """The command line in this process, as `casstore` runs it."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    out, err = (Stream(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     before = sys.argv, sys.stdin, sys.stdout, sys.stderr
     sys.argv = ["casstore", *map(os.fspath, (arg if isinstance(arg, Path) else str(arg) for arg in arguments))]
     sys.stdin = io.TextIOWrapper(io.BytesIO(stdin))
@@ -183,7 +192,7 @@ def test_what_goes_well_is_json(
     if progress:
         if command == "bench":
             pytest.skip("it shows none, and takes long")
-        monkeypatch.setattr(options.talk, "_force_terminal", True)
+        monkeypatch.setattr(Stream, "is_terminal", True)
     for arguments in FINE[command](world, tmp_path):
         ended = check(command, run(command, *arguments, "--home", world.home, "--json"))
         assert ended.code in (0, options.EXIT_STOPPED) or command in ("doctor", "diff"), ended

@@ -18,18 +18,14 @@ import casstore
 import journal
 from casstore.home import FORMAT_NUMBER
 from journal.ids import TIME_LIMIT
+from tests.command_line import casstore as command_line
 
 A, B = "flow.step.a", "flow.step.b"
 
 
 def run(*arguments: object, stdin: bytes = b"", home: Path | None = None) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of one command in a process of its own."""
-    environment = {**os.environ, "CASSTORE_HOME": str(home)} if home else os.environ
-    line = [sys.executable, "-m", "casstore.cli.main", *map(str, arguments)]
-    done = subprocess.run(line, input=stdin, capture_output=True, env=environment, check=False)
-    error = done.stderr.decode()
-    assert "Traceback" not in error, error
-    return done.returncode, done.stdout.decode(), error
+    return command_line(*arguments, stdin=stdin, home=home)
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 import casstore
 import journal
 from casstore.differences import differences, shown
+from tests.command_line import casstore as command_line
 
 PLAIN = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.text(max_size=3)),
@@ -27,10 +26,7 @@ PLAIN = st.recursive(
 
 
 def command(home: Path, *arguments: object) -> tuple[int, str, str]:
-    line = [sys.executable, "-m", "casstore.cli.main", *map(str, arguments), "--home", str(home)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
+    return command_line(*arguments, "--home", home)
 
 
 @settings(max_examples=200, deadline=None)

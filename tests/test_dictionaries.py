@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import pytest
 import casstore
 from casstore import ArtifactId, dictionaries
 from casstore.testing import FakeRoots, memory_store
+from tests.command_line import casstore as command_line
 
 
 def documents(count: int, seed: int) -> list[bytes]:
@@ -111,7 +110,6 @@ def test_the_command(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with casstore.open(home) as store:
         store.put_many([(data, "my_kind") for data in documents(300, 1)])
-    line = [sys.executable, "-m", "casstore.cli.main", "train", "my_kind", "--home", str(home), "--json"]
-    made = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    made = command_line("train", "my_kind", "--json", home=home).document
     with casstore.open(home) as store:
         assert store.pins() == {"dictionary/my_kind": ArtifactId.parse(made["dictionary"])}

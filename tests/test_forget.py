@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +18,7 @@ from casstore.testing import FakeClock
 from journal import DomainEvent, RunCompleted, reading
 from journal.rows import TABLES
 from journal.testing import memory_journal
+from tests.command_line import casstore as command_line
 
 A = "flow.step.a"
 OLD, OTHER = UUID(int=0xA1 << 120), UUID(int=0xA2 << 120)
@@ -249,9 +248,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
         jrn.start_run("flow", manifest={}, context={}, run_id=OTHER)
 
     def run(*line: str) -> tuple[int, dict[str, Any]]:
-        command = [sys.executable, "-m", "casstore.cli.main", "--home", str(tmp_path / "home"), *line, "--json"]
-        done = subprocess.run(command, capture_output=True, env=dict(os.environ), check=False)
-        return done.returncode, json.loads(done.stdout)
+        return command_line(*line, "--json", home=tmp_path / "home").coded
 
     assert run("forget", "a100") == (0, {"run_id": str(OLD), "events": len(events)})
     code, document = run("forget", "a200")

@@ -1,8 +1,6 @@
 """What the store remembers of past gcs, however they ended."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -13,6 +11,7 @@ from casstore.gc import Collector
 from casstore.pace import Pace
 from casstore.refusals import refuse_implausible
 from casstore.testing import FakeClock, FakeRoots, memory_store
+from tests.command_line import casstore as command_line
 
 
 @pytest.fixture(params=["lmdb", "memory"])
@@ -123,12 +122,9 @@ def test_the_command_shows_it(tmp_path):
         jrn.store.put(b"more")
 
     def run(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "casstore.cli.main", "gc", "--home", str(home), "--history", *arguments],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
+        done = command_line("gc", "--history", *arguments, home=home)
+        assert (done.code, done.err) == (0, "")
+        return done.out
 
     assert "complete" in run() and "1 removed" in run()
     (line,) = run("--json", "--limit", "1").splitlines()

@@ -21,6 +21,7 @@ from casstore.store import Store
 from casstore.table_backend import TableBackend
 from casstore.tables import MemoryTables
 from casstore.testing import FakeClock, FakeRoots, memory_store
+from tests.command_line import casstore as command_line
 
 COST_S = 20e-6
 
@@ -260,10 +261,9 @@ def test_the_command_ends_with_4_when_stopped(tmp_path):
         put_loose(jrn.store, 500)
     codes = []
     while 0 not in codes:
-        line = [sys.executable, "-m", "casstore.cli.main", "gc", "--home", str(home), "--grace", "0s", "--json"]
-        done = subprocess.run([*line, "--max-bytes", "1"], capture_output=True, text=True, check=False)
-        codes.append(done.returncode)
-        assert json.loads(done.stdout)["stopped"] == ("bytes" if done.returncode else "")
+        code, document = command_line("gc", "--grace", "0s", "--json", "--max-bytes", "1", home=home).coded
+        codes.append(code)
+        assert document["stopped"] == ("bytes" if code else "")
     assert codes[0] == 4
     with casstore.open(home) as store:
         assert len(store) == 0

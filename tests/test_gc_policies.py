@@ -1,8 +1,5 @@
 """Which runs that ended gc keeps, and what of them."""
 
-import json
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import journal
 from casstore import GcRefused, InvalidArgument, Retention
 from casstore.policies import parse_policy
 from casstore.testing import FakeClock, FakeRoots, memory_store
+from tests.command_line import casstore as command_line
 
 DAY = 86400
 STATES = ["flow.step.a", "flow.step.b"]
@@ -205,10 +203,7 @@ def test_the_command(tmp_path):
         runs = [ended((jrn, clock), "op", n) for n in range(2)]
 
     def run(*arguments):
-        line = [sys.executable, "-m", "casstore.cli.main", "gc", "--home", str(tmp_path / "home"), "--json"]
-        done = subprocess.run([*line, "--grace", "0s", *arguments], capture_output=True, text=True, check=False)
-        assert "Traceback" not in done.stderr
-        return done.returncode, json.loads(done.stdout)
+        return command_line("gc", "--json", "--grace", "0s", *arguments, home=tmp_path / "home").coded
 
     assert run("--keep-completed", "0s", "--final-only")[0] == 2
     code, document = run("--keep-completed", "0s", "--keep-last", "1", "--final-only")
@@ -366,10 +361,7 @@ def test_the_command_goes_by_the_file_and_flags_win(tmp_path):
         jrn.store.put(b"loose")
 
     def run(*arguments):
-        line = [sys.executable, "-m", "casstore.cli.main", "gc", "--home", str(home), "--json", *arguments]
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
-        assert "Traceback" not in done.stderr
-        return done.returncode, json.loads(done.stdout)
+        return command_line("gc", "--json", *arguments, home=home).coded
 
     assert run("--dry-run", "--grace", "1h")[1]["removed"] == 0
     assert run("--dry-run")[1]["removed"] == 3

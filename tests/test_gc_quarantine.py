@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -11,6 +9,7 @@ import casstore
 import journal
 from casstore import ArtifactId, Collected, InvalidArgument, MissingArtifact, NotFound, Quarantined, steps
 from casstore.testing import FakeClock, FakeRoots, memory_store
+from tests.command_line import casstore as command_line
 from tests.test_gc_interleavings import GC_STEPS, NAMES, World, scenarios
 
 DAY = 86400
@@ -362,10 +361,7 @@ def test_the_commands(tmp_path):
         name, other = jrn.store.put(b"loose"), jrn.store.put(b"other")
 
     def run(*arguments):
-        line = [sys.executable, "-m", "casstore.cli.main", *map(str, arguments), "--home", str(home)]
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
-        assert "Traceback" not in done.stderr
-        return done.returncode, done.stdout
+        return command_line(*arguments, home=home)[:2]
 
     code, out = run("gc", "--grace", "0s", "--quarantine", "7d", "--json")
     assert code == 0 and json.loads(out)["quarantined_bytes"] > 0

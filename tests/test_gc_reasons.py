@@ -1,8 +1,6 @@
 """What gc and `why` say: what is kept by what, what goes and why, since when and until when."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -10,6 +8,7 @@ import casstore
 import journal
 from casstore import ArtifactId, Policy
 from casstore.testing import FakeClock, FakeRoots, memory_store
+from tests.command_line import casstore as command_line
 from tests.test_gc_policies import DAY, ended, world  # noqa: F401 - a fixture
 
 TEXT = b"".join(b"line %d of a base that a delta is made against\n" % n for n in range(200))
@@ -211,12 +210,9 @@ def test_the_commands(tmp_path):
         loose = jrn.store.put(b"loose")
 
     def command(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "casstore.cli.main", *arguments, "--home", str(home)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
-        return done.stdout
+        done = command_line(*arguments, home=home)
+        assert (done.code, done.err) == (0, "")
+        return done.out
 
     text = command("gc", "--dry-run", "--grace", "0s", "--explain", "--list")
     assert "2  live runs" in text and "1  named by no run" in text and f"{loose}  " in text and "policy: " in text

@@ -25,6 +25,7 @@ from casstore.testing import FakeClock, FakeRoots, memory_store
 from journal import Journal, records
 from journal.rows import DONE, EV, ID, LIVE, RUN, number
 from journal.seals import SEAL_BYTES, seal
+from tests.command_line import casstore as command_line
 
 REFUSED, USAGE, BUSY = 5, 2, 11
 
@@ -168,10 +169,7 @@ IDS = [case.name for case in CASES]
 
 
 def command(home: Path, *flags: str) -> tuple[int, str, str]:
-    line = [sys.executable, "-m", "casstore.cli.main", "gc", "--home", str(home), "--grace", "0s", "--json", *flags]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
+    return command_line("gc", "--grace", "0s", "--json", *flags, home=home)
 
 
 def names(home: Path) -> set[casstore.ArtifactId]:

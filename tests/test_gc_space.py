@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import journal
 from journal import Journal
+from tests.command_line import casstore as command_line
 
 MIB = 1 << 20
 
@@ -73,8 +72,9 @@ def test_the_commands_say_it(tmp_path: Path) -> None:
         put_loose(jrn, 10)
 
     def run(*arguments: str) -> str:
-        line = [sys.executable, "-m", "casstore.cli.main", *arguments, "--home", str(home)]
-        return subprocess.run(line, capture_output=True, text=True, check=True).stdout
+        done = command_line(*arguments, home=home)
+        assert done.code == 0
+        return done.out
 
     text = run("gc", "--grace", "0s")
     assert "1.9 MiB are free for new artifacts" in text and "the file stays at " in text and "compact" in text

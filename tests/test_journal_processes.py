@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -21,6 +20,7 @@ import casstore
 import journal
 from casstore import steps
 from journal.events import DomainEvent, RunCompleted
+from tests.command_line import casstore as command_line
 
 A, B = "flow.step.a", "flow.step.b"
 
@@ -173,10 +173,8 @@ def test_gc_refuses_what_it_cannot_read(tmp_path: Path, damage: str) -> None:
             else:
                 row, value = next(txn.scan(b"run1"))
                 txn.put(b"run1", row, value[:40])
-    line = [sys.executable, "-m", "casstore.cli.main", "gc", "--grace", "0s", "--home", str(home), "--json"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert done.returncode == 5 and "Traceback" not in done.stderr
-    assert json.loads(done.stdout)["error"]["code"]
+    code, document = command_line("gc", "--grace", "0s", "--json", home=home).coded
+    assert code == 5 and document["error"]["code"]
     with journal.open(home) as jrn:
         assert set(jrn.store) == before
         assert jrn.verify() != []

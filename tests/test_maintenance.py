@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from casstore import AutoPolicy, Busy, GcRefused, InvalidArgument, InvalidPolicy
 from casstore.locks import collector_lock
 from casstore.policies import Growth, is_due
 from casstore.testing import FakeClock, FakeRoots, memory_store
+from tests.command_line import casstore as command_line
 
 DAY = 86400
 NOW = 1_800_000_000
@@ -303,10 +302,9 @@ def test_the_command(tmp_path: Path) -> None:
         jrn.store.put(b"loose")
 
     def run(*arguments: str) -> str:
-        line = [sys.executable, "-m", "casstore.cli.main", "gc", "--home", str(home), "--auto", *arguments]
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
+        done = command_line("gc", "--auto", *arguments, home=home)
+        assert (done.code, done.err) == (0, "")
+        return done.out
 
     assert "worth it: there was no gc yet" in run("--grace", "0s").splitlines()[0]
     assert run().startswith("not worth it: gc 1 of ")

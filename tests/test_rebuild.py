@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +20,7 @@ from journal import DomainEvent, ErrorInfo, RunCompleted, StateError, StateFaile
 from journal.rebuilding import EPOCHS_LOST
 from journal.rows import STAGED, TABLES, number, pack_run, unpack_run
 from journal.testing import RUN, _entered, _put, _started, _whole_run, memory_journal
+from tests.command_line import casstore as command_line
 
 A, B = "flow.step.a", "flow.step.b"
 OPEN, FAILED, FORK, CLAIMED = (UUID(int=place << 120) for place in range(0xC1, 0xC5))
@@ -421,10 +419,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
         change(jrn, "st1", lambda *_: None)
 
     def run(*line: str) -> tuple[int, dict[str, Any]]:
-        command = [sys.executable, "-m", "casstore.cli.main", "--home", str(tmp_path / "home"), *line, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert "Traceback" not in done.stderr, done.stderr
-        return done.returncode, json.loads(done.stdout)
+        return command_line(*line, "--json", home=tmp_path / "home").coded
 
     code, dry = run("rebuild", "--dry-run")
     assert code == 3 and {item["table"] for item in dry["changes"]} == {"st1"}

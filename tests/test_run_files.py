@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from casstore import ArtifactId, InvalidCar, steps
 from casstore.testing import FakeClock
 from journal import DomainEvent
 from journal.testing import RUN, _whole_run, memory_journal
+from tests.command_line import casstore as command_line
 
 A = "flow.step.a"
 OTHER = UUID(int=0xA2 << 120)
@@ -325,10 +323,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
         pass
 
     def run(home: str, *line: str) -> tuple[int, Any]:
-        command = [sys.executable, "-m", "casstore.cli.main", "--home", str(tmp_path / home), *line, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert "Traceback" not in done.stderr, done.stderr
-        return done.returncode, json.loads(done.stdout)
+        return command_line(*line, "--json", home=tmp_path / home).coded
 
     file = str(tmp_path / "run.car")
     code, document = run("one", "export", "--run", "a100", "-o", file)

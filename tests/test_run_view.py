@@ -16,6 +16,7 @@ import journal
 from casstore.testing import FakeClock
 from journal import DomainEvent
 from journal.testing import memory_journal
+from tests.command_line import casstore as command_line
 
 A, B = "flow.step.a", "flow.step.b"
 ONE, TWO, THREE = UUID(int=0xA1 << 120), UUID(int=0xA2 << 120), UUID(int=0xA3 << 120)
@@ -153,10 +154,8 @@ def test_stale_runs_on_the_command_line(tmp_path: Path) -> None:
         jrn.start_run("flow", manifest={}, context={}, run_id=TWO, claim=False)
 
     def run(*line: str) -> tuple[int, list[str]]:
-        command = [sys.executable, "-m", "casstore.cli.main", "--home", str(tmp_path / "home"), "runs", *line, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert "Traceback" not in done.stderr, done.stderr
-        return done.returncode, [json.loads(shown).get("run_id") for shown in done.stdout.splitlines()]
+        done = command_line("runs", *line, "--json", home=tmp_path / "home")
+        return done.code, [json.loads(shown).get("run_id") for shown in done.out.splitlines()]
 
     assert run("--stale", "30d") == (0, [str(ONE)])
     assert run("--stale", "0s", "--status", "live") == (0, [str(TWO), str(ONE)])

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import casstore
 from casstore import ArtifactId, InvalidArgument, InvalidCar, MissingArtifact, NotFound, Store, car
 from casstore.testing import FakeClock, FakeRoots, memory_store
+from tests.command_line import casstore as command_line
 
 MIB = 1 << 20
 SHA_CID = bytes([1, 0x55, 0x12, 0x20]) + bytes(32)
@@ -547,11 +548,8 @@ def test_hostile_files(small: Any, junk: bytes, spliced: bool, data: Any) -> Non
 
 
 def run(*arguments: object, stdin: bytes = b"") -> tuple[int, bytes, str]:
-    line = [sys.executable, "-m", "casstore.cli.main", *map(str, arguments)]
-    done = subprocess.run(line, input=stdin, capture_output=True, check=False)
-    error = done.stderr.decode()
-    assert "Traceback" not in error, error
-    return done.returncode, done.stdout, error
+    code, out, err = command_line(*arguments, stdin=stdin)
+    return code, out.encode(errors="surrogateescape"), err
 
 
 def test_the_commands(tmp_path: Path) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import random
-import subprocess
-import sys
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -42,6 +39,7 @@ from casstore.rows import (
     u64,
 )
 from casstore.testing import FakeRoots
+from tests.command_line import casstore as command_line
 
 A, B = "flow.step.a", "flow.step.b"
 
@@ -370,10 +368,7 @@ def home_with_backup(tmp_path: Path) -> tuple[dict[str, ArtifactId], UUID]:
 
 
 def command(*arguments: object) -> tuple[int, Any]:
-    line = [sys.executable, "-m", "casstore.cli.main", *map(str, arguments), "--json"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, json.loads(done.stdout)
+    return command_line(*arguments, "--json").coded
 
 
 def test_repair_from_a_backup(tmp_path: Path) -> None:
