@@ -401,8 +401,8 @@ class BlobBackend(Protocol):
         """Remove up to so many pieces that nothing reaches; how many, 0 when none is left. `watch` as in gc_sweep."""
 
     # -- life
-    def sync(self) -> int:
-        """All commits up to the returned number are on disk."""
+    def sync(self, commit: int = 0) -> int:
+        """All commits up to the returned number are on disk: this one, or with 0 whatever was committed before."""
 
     def sync_own(self) -> int:
         """The same, but that it leaves what others committed where nothing that this process put is waiting."""

@@ -380,9 +380,9 @@ class TableBackend:
 
     # -- life
 
-    def sync(self) -> int:
+    def sync(self, commit: int = 0) -> int:
         """One flush covers everything committed before it, whoever committed it."""
-        commit = self.counters().commit
+        commit = commit or self.counters().commit
         if self._read_only or commit <= self._synced:
             return commit
         with self._sync_lock:

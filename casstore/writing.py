@@ -79,9 +79,9 @@ class Writer:
         digest = blake3(item.data).digest()
         known = None if links is None else tuple(link.digest for link in links)
         prepared = self._prepare(item, digest, known)
-        self._write([prepared], [item], lease)
+        commit = self._write([prepared], [item], lease)
         self._remember(item, digest, prepared)
-        self._flush(durable)
+        self._flush(durable, commit)
         return ArtifactId(digest)
 
     def prepare(self, item: PutItem, known: tuple[bytes, ...]) -> PreparedPut | ArtifactId:
@@ -319,15 +319,15 @@ class Writer:
         row, rest = self._backend.row_and_walk(digest, below, lambda _: last)
         return row, walk + rest
 
-    def _write(self, prepared: list[NewArtifact], items: Sequence[PutItem], lease: str | None) -> None:
+    def _write(self, prepared: list[NewArtifact], items: Sequence[PutItem], lease: str | None) -> int:
         of = dict(zip([put.digest for put in prepared], items, strict=True))
-        self._put_items(prepared, lambda put: _whole(of[put.digest], put.digest, put.links), lease)
+        return self._put_items(prepared, lambda put: _whole(of[put.digest], put.digest, put.links), lease)
 
     def _put_items(
         self, prepared: list[NewArtifact], whole: Callable[[NewArtifact], NewArtifact], lease: str | None = None, *,
         settling: bool = False,
-    ) -> None:  # fmt: skip
-        """One transaction. What turns out to need its bytes whole is encoded again; what needs something staged has
+    ) -> int:  # fmt: skip
+        """One transaction: its commit, 0 where it wrote nothing. What turns out to need its bytes whole is encoded again; what needs something staged has
         that put first: in the store, artifacts need what is in the store."""
         while True:
             self.check_room(sum(item.stored_len for item in prepared))
@@ -350,7 +350,7 @@ class Writer:
                 raise InvalidArgument("data", _LINKS_CAME_LATER) from error
             reach("put.after_commit")
             self._put_done(prepared, result)
-            return
+            return result.commit
 
     def _unstage(self, digests: Sequence[bytes]) -> bool:
         """Put what is staged into the store if one of these is, and say so. Rows that were put before are gone from
@@ -476,10 +476,10 @@ class Writer:
         if alike or item.base is not None or item.kind == "context_snapshot":
             self._recent.add(digest, item.data)
 
-    def _flush(self, durable: bool) -> None:
+    def _flush(self, durable: bool, commit: int = 0) -> None:
         """Also after a hit that wrote nothing: another writer's row may not be on disk yet (H23)."""
         if durable:
-            self._backend.sync()
+            self._backend.sync(commit)
             reach("put.after_sync")
 
     def check_room(self, stored_len: int, before: int = 0) -> None:
