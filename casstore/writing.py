@@ -327,8 +327,8 @@ class Writer:
         self, prepared: list[NewArtifact], whole: Callable[[NewArtifact], NewArtifact], lease: str | None = None, *,
         settling: bool = False,
     ) -> int:  # fmt: skip
-        """One transaction: its commit, 0 where it wrote nothing. What turns out to need its bytes whole is encoded again; what needs something staged has
-        that put first: in the store, artifacts need what is in the store."""
+        """One transaction: its commit, 0 where it wrote nothing. What turns out to need its bytes whole is encoded
+        again; what needs something staged has that put first: in the store, artifacts need what is in the store."""
         while True:
             self.check_room(sum(item.stored_len for item in prepared))
             reach("put.before_commit")

@@ -88,7 +88,7 @@ def fresh_hits_not_flushed(patch: pytest.MonkeyPatch) -> None:
         return result
 
     patch.setattr(TableBackend, "put", noted)
-    patch.setattr(Writer, "_flush", lambda self, durable: flush(self, durable and wrote[-1]))
+    patch.setattr(Writer, "_flush", lambda self, durable, commit=0: flush(self, durable and wrote[-1], commit))
 
 
 @race("H23", "I2", fresh_hits_not_flushed)
@@ -99,7 +99,7 @@ def durable_hit_on_an_unflushed_row(w: World) -> None:
 
 
 def puts_not_flushed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Writer, "_flush", lambda self, durable: None)
+    patch.setattr(Writer, "_flush", lambda self, durable, commit=0: None)
 
 
 @race("H23", "I2", puts_not_flushed)

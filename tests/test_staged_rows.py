@@ -427,8 +427,8 @@ class Power:
         self.synced = self.commit()
         sync = type(self._backend).sync
 
-        def noted(backend: Any) -> int:
-            found = sync(backend)
+        def noted(backend: Any, commit: int = 0) -> int:
+            found = sync(backend, commit)
             self.synced = self.commit()
             return found
 
