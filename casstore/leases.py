@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, final
 
+from casstore import values
 from casstore.arguments import artifact_id, seconds
 from casstore.backend import BlobBackend
 from casstore.ids import ArtifactId
@@ -44,7 +45,7 @@ class Lease:
 
     def put_value(self, value: object, *, kind: str = "value", base: ArtifactId | None = None) -> ArtifactId:
         """As `Store.put_value`, held by this lease. Raises: LeaseLost."""
-        return self._store._put_value_leased(value, kind, base, self.name)
+        return self._store._put_leased(values.encode(value)[0], kind, base, self.name)
 
     def add(self, *ids: ArtifactId) -> None:
         """Hold artifacts that are there. Raises: NotFound, Collected, LeaseLost. Durable on return."""

@@ -1,4 +1,4 @@
-"""A few recent plain artifacts by digest, so that the base of a delta costs no read."""
+"""What this process lately saw of artifacts, so that it need not look again."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import threading
 from collections import OrderedDict
 from typing import Final, final
 
+from casstore.ids import ArtifactId
+
 ITEMS_MAX: Final = 1024  # many runs at once, each with a few bases
 BYTES_MAX: Final = 32 << 20
 
 
 @final
 class RecentBytes:
-    """What is added is known to have its digest: a writer hashed it, or a reader checked it."""
+    """Plain artifacts by digest, so that the base of a delta costs no read. What is added is known to have its digest:
+    a writer hashed it, or a reader checked it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -35,3 +38,23 @@ class RecentBytes:
             self._items[digest] = data
             while len(self._items) > ITEMS_MAX or self._size > BYTES_MAX:
                 self._size -= len(self._items.popitem(last=False)[1])
+
+
+@final
+class RecentIds:
+    """Artifacts of which something was proven that stays true."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._items: OrderedDict[ArtifactId, None] = OrderedDict()
+
+    def __contains__(self, id: ArtifactId) -> bool:
+        return id in self._items
+
+    def add(self, id: ArtifactId) -> ArtifactId:
+        """The same id. The oldest is forgotten where there are too many."""
+        with self._lock:
+            self._items[id] = None
+            if len(self._items) > ITEMS_MAX:
+                self._items.popitem(last=False)
+        return id

@@ -54,7 +54,7 @@ from casstore.leases import Lease
 from casstore.locks import collector_lock
 from casstore.policies import Due, Duration, Policy, check_count, exact_seconds
 from casstore.reading import Reader
-from casstore.recent import RecentBytes
+from casstore.recent import RecentBytes, RecentIds
 from casstore.reports import (
     ArtifactInfo,
     Buried,
@@ -99,9 +99,9 @@ class Store:
         self._closed = False
         self._pid = forks.pid
         recent, self._stage = RecentBytes(), stage or Stage()
+        self._values = RecentIds()  # whose bytes are canonical
         self._reader = Reader(backend, recent, self._stage)
-        path = str(home.path) if home else ""
-        self._writer = Writer(backend, self._reader, recent, self._stage, clock, quota=quota, path=path)
+        self._writer = Writer(backend, self._reader, recent, self._stage, clock, quota=quota, path=str(self.home or ""))
         self.staging = Staging(self._stage, backend, self._writer)
 
     # -- put
@@ -131,7 +131,7 @@ class Store:
         self._check(write=True)
         data, links = values.encode(value)
         item = PutItem(data=data, kind=check_kind(kind), base=optional_id(base, "base"))
-        return self._writer.put(item, durable=durable, links=links)
+        return self._values.add(self._writer.put(item, durable=durable, links=links))
 
     def put_file(
         self, source: str | os.PathLike[str] | BinaryIO, *, kind: str = "output",
@@ -161,9 +161,6 @@ class Store:
         item = PutItem(data=plain_bytes(data), kind=check_kind(kind), base=optional_id(base, "base"))
         return self._writer.put(item, lease=lease)
 
-    def _put_value_leased(self, value: object, kind: str, base: ArtifactId | None, lease: str) -> ArtifactId:
-        return self._put_leased(values.encode(value)[0], kind, base, lease)
-
     @property
     def healed(self) -> tuple[ArtifactId, ...]:
         """Artifacts whose damaged copy a put of this handle replaced, in that order."""
@@ -183,7 +180,9 @@ class Store:
 
     def get_value(self, id: ArtifactId) -> Any:
         """The value, a fresh object, links as ArtifactIds. Raises: InvalidValue if the bytes are no value."""
-        return values.decode(self.get(id))
+        value = values.decode(self.get(id), canonical=id in self._values)
+        self._values.add(id)
+        return value
 
     def get_range(self, id: ArtifactId, start: int, length: int) -> bytes:
         """Bytes [start, start + length). Of a large artifact only the frames touched are read and checked: that
@@ -230,8 +229,7 @@ class Store:
         """The one id that begins like that. Raises: InvalidId, AmbiguousPrefix; Collected where only one that was
         collected does, else NotFound."""
         self._check()
-        staged = (row.digest for row in self.staging.hidden())
-        return inspection.resolve(self._backend, self._reader, prefix, staged)
+        return inspection.resolve(self._backend, self._reader, prefix, (row.digest for row in self.staging.hidden()))
 
     # -- protect
 
@@ -311,7 +309,9 @@ class Store:
         self._check(write=True)
         data, links = values.encode(value)
         item = PutItem(data=data, kind=check_kind(kind), base=optional_id(base, "base"))
-        return self._writer.prepare(item, tuple(link.digest for link in links))
+        prepared = self._writer.prepare(item, tuple(link.digest for link in links))
+        self._values.add(prepared.id if isinstance(prepared, PreparedPut) else prepared)
+        return prepared
 
     def prepare(self, data: bytes | bytearray | memoryview, *, kind: str = "other") -> PreparedPut | ArtifactId:
         """As prepare_value, for bytes."""

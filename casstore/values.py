@@ -98,13 +98,14 @@ def _swap(value: Any, inside: list[ArtifactId]) -> Any:
     return value if copied is None else copied
 
 
-def decode(data: bytes) -> Any:
-    """A fresh value; links are ArtifactIds. Only canonical bytes are accepted: decode then encode gives the same.
+def decode(data: bytes, *, canonical: bool = False) -> Any:
+    """A fresh value; links are ArtifactIds. Only canonical bytes are accepted: decode then encode gives the same. That
+    takes longer than decoding: `canonical` where the caller knows that `encode` made them, or that they were accepted.
 
     Raises: UndecodableValue, with the offset of what is refused; InvalidValue where no bytes are given.
     """
     try:
-        return _decode(data)
+        return _decode_canonical(data) if canonical else _decode(data)
     except InvalidValue as error:
         fault = first_fault(data, depth_max=MAX_DEPTH) if type(data) is bytes else None
         if fault is None:
@@ -132,6 +133,12 @@ def _decode(data: bytes) -> Any:
     if again != data:
         raise InvalidValue("$", "not the canonical form of its value")
     return value
+
+
+def _decode_canonical(data: bytes) -> Any:
+    if (0xD8 in data and may_link(data)) or not is_shallow(data):
+        return decode_reference(data)
+    return libipld.decode_dag_cbor(data)
 
 
 def links(data: bytes) -> tuple[ArtifactId, ...]:

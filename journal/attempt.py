@@ -135,7 +135,7 @@ class Attempt:
                 if not fetched:
                     raise FactConflict(self._run.run_id, key, bound, payload_id)
                 return self._run._store.get_value(bound)  # another thread of this attempt was faster
-        return values.decode(data)
+        return values.decode(data, canonical=True)
 
     def _record_fact(self, key: str, payload_id: ArtifactId, value: Any, meta: Any) -> None:
         store = self._run._store

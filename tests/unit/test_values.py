@@ -63,6 +63,7 @@ def test_both_encoders_make_the_same_bytes(value: Any) -> None:
     again = values.decode(data)
     assert again == plain(value)
     assert values.encode(again) == (data, links)
+    assert values.encode(values.decode(data, canonical=True)) == (data, links)
     assert set(values.links(data)) == set(links)
 
 
