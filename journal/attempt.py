@@ -130,20 +130,20 @@ class Attempt:
         with self._run._lock:
             bound = self._run._fact(key)
             if bound is None:
-                self._record_fact(key, payload_id, value, meta)
+                self._record_fact(key, payload_id, data, meta)
             elif bound != payload_id:
                 if not fetched:
                     raise FactConflict(self._run.run_id, key, bound, payload_id)
                 return self._run._store.get_value(bound)  # another thread of this attempt was faster
         return values.decode(data, canonical=True)
 
-    def _record_fact(self, key: str, payload_id: ArtifactId, value: Any, meta: Any) -> None:
+    def _record_fact(self, key: str, payload_id: ArtifactId, data: bytes, meta: Any) -> None:
         store = self._run._store
 
         def put() -> ArtifactId:
-            return store.put_value(value, kind=FACT_KIND, durable=False)
+            return store.put(data, kind=FACT_KIND, durable=False)
 
-        prepared = store.prepare_value(value, kind=FACT_KIND)
+        prepared = store.prepare(data, kind=FACT_KIND)
         self._record([fact_recorded(key, payload_id, meta)], (put,), named_puts(prepared)[1])
 
     def emit(self, name: str, payload: dict[str, Any] | None = None, payload_ref: ArtifactId | None = None) -> None:

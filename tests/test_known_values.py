@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import casstore
+import journal
 from casstore import recent, values
 
 CONTEXT = {"messages": [{"role": "user", "content": "x" * 50, "cost": 0.5} for _ in range(60)], "n": 1}
@@ -57,3 +58,25 @@ def test_few_are_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, che
         names = [store.put_value({"n": n}) for n in range(5)]
         assert [store.get_value(name) for name in reversed(names)] == [{"n": n} for n in reversed(range(5))]
         assert checked == [store.get(names[1]), store.get(names[0])]
+
+
+def test_a_fact_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is recorded is what was encoded then, whatever becomes of the value; with its links."""
+    encoded, encode = list[object](), values.encode
+
+    def noted(value: object) -> Any:
+        encoded.append(value)
+        return encode(value)
+
+    with journal.open(tmp_path / "home") as jrn:
+        run = jrn.start_run("op", manifest={}, context={})
+        linked = jrn.store.put(b"linked")
+        with run.enter("a.b.c") as attempt:
+            monkeypatch.setattr(values, "encode", noted)
+            value = {"answer": CONTEXT, "of": linked}
+            assert attempt.fact("key", lambda: value) == value
+            assert [item for item in encoded if item == value] == [value]
+            monkeypatch.undo()
+            attempt.complete({})
+        (payload_id,) = run.state.facts.values()
+        assert jrn.store.info(payload_id).links == (linked,) and jrn.store.get_value(payload_id) == value
