@@ -54,6 +54,11 @@ def named_puts(prepared: PreparedPut | ArtifactId) -> tuple[ArtifactId, tuple[Pr
     return (prepared, ()) if isinstance(prepared, ArtifactId) else (prepared.id, (prepared,))
 
 
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether it is asyncio's CancelledError: then asyncio was imported, which takes too long to do it for this."""
+    return isinstance(error, getattr(sys.modules.get("asyncio.exceptions"), "CancelledError", ()))
+
+
 @final
 class Attempt:
     """An open attempt. As a context manager it closes itself, whichever way the block is left.
@@ -274,7 +279,7 @@ class Attempt:
             return
         if error is None:
             self._left_without_completing()
-        elif "asyncio" in sys.modules and isinstance(error, sys.modules["asyncio"].CancelledError):  # slow to import
+        elif _is_cancelled(error):
             said = redacted_text(self._run._redact, describe(error))
             message = storable_text(said or "the task was cancelled", MESSAGE_LIMIT_BYTES)
             self._fail(error, lambda: ErrorInfo(code="cancelled", retryable=True, message=message))

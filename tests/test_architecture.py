@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -128,3 +130,25 @@ def test_no_module_is_too_long() -> None:
         path = PROJECT / (name.replace(".", "/") + ".py")
         if path.exists():
             assert len(path.read_text().splitlines()) <= 560, path
+
+
+def test_what_takes_long_to_import_waits_until_it_is_used(tmp_path: Path) -> None:
+    """Neither for a run, failures and all, nor for a command; whoever asks gets it."""
+    code = """
+import sys, casstore, casstore.cli.main, journal
+with journal.open(sys.argv[1]) as jrn:
+    run = jrn.start_run("op", manifest={}, context={}, plan=["a.b.c"])
+    try:
+        with run.enter("a.b.c"):
+            raise ValueError
+    except ValueError:
+        assert run.next == "a.b.c"
+assert not {"asyncio", "rich", "importlib.metadata"} & set(sys.modules)
+from journal import *
+assert "AsyncJournal" in dir(journal) and AsyncJournal is journal.AsyncJournal and "asyncio" in sys.modules
+try:
+    journal.AsyncNothing
+except AttributeError as error:
+    assert "AsyncNothing" in str(error)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "home")], check=True)
