@@ -136,16 +136,20 @@ def upload_hit(w: World, me: journal.Journal, _: Any) -> None:
 def damaged(w: World) -> Any:
     x = w.put_old(b"x" * 100)
     y = w.put_old({"x": x, "text": TEXT})
+    z = w.put_old([x])
     damage(w.store, x)
     damage(w.store, y)
     w.grow_old()
-    return x
+    return x, z
 
 
 @operation(damaged)
-def heal(w: World, me: journal.Journal, x: Any) -> None:
+def heal(w: World, me: journal.Journal, names: Any) -> None:
+    """A child of one that is healed too, and of one that was never damaged."""
     me.store.put(b"x" * 100)
-    w.append(me, w.promise(me.store.put_value({"x": x, "text": TEXT})))
+    w.append(me, w.promise(me.store.put_value({"x": names[0], "text": TEXT})))
+    with refused():
+        w.append(me, names[1])
 
 
 def exported(w: World) -> Any:
@@ -175,12 +179,14 @@ def ended(w: World, run_id: UUID = ENDED) -> Any:
 
 @operation(ended)
 def fork(w: World, me: journal.Journal, _: Any) -> None:
-    me.fork(ENDED, 1, FORK, claim=False)
+    with refused(journal.RunNotFound):  # where it was forgotten
+        me.fork(ENDED, 1, FORK, claim=False)
 
 
 @operation(ended)
 def forget(w: World, me: journal.Journal, _: Any) -> None:
-    me.forget(ENDED)
+    with refused(journal.RunNotFound):
+        me.forget(ENDED)
 
 
 def exported_run(w: World) -> Any:
@@ -228,6 +234,8 @@ def run_of_two(w: World) -> Any:
 def recorder_step(w: World, me: journal.Journal, _: Any) -> None:
     """A fact, an output and the next context, none of which is durable or named before the recorder says so."""
     run = me.resume(RUN, claim=False)
+    if run.next != "a.b.c":  # another one was here
+        return
     with run.enter("a.b.c") as attempt:
         attempt.fact("k", {"fact": 1})
         attempt.output(b"what a handler made")
@@ -432,7 +440,7 @@ NOTICED = [
     (races.bases_unmarked, "put_delta"),
     (races.hits_by_an_earlier_look, "put_hit"),
     (races.healed_as_new, "heal"),
-    (races.epochs_uncompared, "put_new"),
+    (races.epochs_uncompared, "pin"),
     (races.position_noted_late, "append"),
     (races.checked_before_the_lock, "append"),
     (races.swept_without_the_lock, "append"),
