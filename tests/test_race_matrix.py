@@ -410,7 +410,7 @@ def test_some_of_every_pair(writer: str, templates: Templates) -> None:
 
 
 def test_what_only_a_staged_delta_stood_on_goes_some_time(templates: Templates) -> None:
-    """Once that is settled the bytes are enough; a gc that saw it staged may not say later that there is nothing to do."""
+    """Once that is settled the bytes are enough: a gc that saw it staged may not say later that nothing is to do."""
     for case in cases(templates, "bring", "gc_at_once"):
         run_case(templates, case)
 
