@@ -107,7 +107,7 @@ class Collector:
         self._lost: dict[int, bytes] | None = None
         self._done = _Done()
         self._firm = IdSet()  # what needs no lease and no youth to stay
-        self._leans = False  # it may hold the base of what was staged, of which the bytes are enough later
+        self._bases: set[bytes] | None = set()  # of staged deltas, reached once `_firm` is known
         self._first_until_s = 0  # when the first of what is in quarantine may go; 0: nothing is there
         self._position = 0
         self._epoch: int | None = None
@@ -210,8 +210,6 @@ class Collector:
 
     def _remember(self, opened: GcOpened, glance: Glance | None, witness: bytes) -> tuple[bytes, int] | None:
         """For the next gc. What late events and `recent1` brought is as loose as what is young."""
-        if self._leans:
-            return None
         loose = glance.loose() if glance is not None else self._marks.visible.without(self._firm)
         last = remember(opened, loose, self._first_until_s, witness)
         return None if last is None else (last.pack(), opened.loosened)
@@ -245,6 +243,7 @@ class Collector:
         else:
             self._mark_live(batch)
         self._explain(RETAINED)
+        bases = set[bytes]()
         for what, held in (
             (PINS, [digest for name, digest in opened.pins if not is_dictionary(name)]),
             (DICTIONARIES, [digest for name, digest in opened.pins if is_dictionary(name)]),
@@ -254,7 +253,8 @@ class Collector:
             self._explain(what)
             if what is DICTIONARIES:
                 self._firm = self._marks.visible.copy()
-        self._reach(self._late_staged(), "a staged artifact")
+                bases, self._bases = self._bases or bases, None
+        self._reach([*bases, *self._late_staged()], "a staged artifact")
         self._explain(STAGED)
         reach("gc.rooted")
         condemned = self._scan(opened.cut)
@@ -327,18 +327,13 @@ class Collector:
 
     def _reach(self, digests: Sequence[bytes], named_by: str) -> None:
         """Mark the closure of roots. Raises: GcRefused where something is neither in the store nor staged."""
-        for digest in self._marks.reach_staged(digests, self._backend.edges, self._staged_needs):
+        for digest in self._marks.reach_staged(digests, self._backend.edges, self._stage.find, self._bases):
             if self._epoch is not None:  # a later gc may have taken it, rightly
                 self._backend.gc_recent(self._epoch)
             elif self._gcs() != self._seen:
                 raise Busy("another gc removes something just now; look again when it has ended")
             detail = f"{named_by} names or needs {digest.hex()}, which is not in the store"
             raise GcRefused("missing_root", detail)
-
-    def _staged_needs(self, digest: bytes) -> tuple[bytes, ...] | None:
-        row = self._stage.find(digest)
-        self._leans |= row is not None and row.base is not None
-        return None if row is None else row.needs
 
     def _gcs(self) -> tuple[int, int]:
         """What every gc, and nothing else, changes."""

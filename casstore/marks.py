@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from casstore.backend import Candidate, Edges, Verdict
 from casstore.errors import DamagedStore
+
+if TYPE_CHECKING:
+    from casstore.stage import Staged
 
 EdgesOf = Callable[[Sequence[bytes]], Sequence[Edges | None]]
 
@@ -120,20 +123,26 @@ class Marks:
                     todo.append((packed, 0))
 
     def reach_staged(
-        self, digests: Iterable[bytes], edges_of: EdgesOf, needs_of: Callable[[bytes], Iterable[bytes] | None]
-    ) -> list[bytes]:
-        """As `reach`, also through what is only staged (H25): `needs_of` says what that needs, or None. Returns the
-        digests that are neither visible nor staged."""
+        self, digests: Iterable[bytes], edges_of: EdgesOf, find: Callable[[bytes], Staged | None],
+        bases: set[bytes] | None = None,
+    ) -> list[bytes]:  # fmt: skip
+        """As `reach`, also through what is only staged (H25), which `find` knows. Returns the digests that are neither
+        visible nor staged. With `bases` what staged deltas stand on is added there, for the caller to reach after all
+        that stays: of those the bytes are enough once the deltas are settled."""
         todo, lost, followed = list(digests), list[bytes](), set[bytes]()
         while todo:
             missing: list[bytes] = []
             self.reach(todo, edges_of, missing.append)
             todo = []
             for digest in missing:
-                needs = () if digest in followed else needs_of(digest)
-                if needs is not None:
+                if digest in followed:
+                    continue
+                row = find(digest)
+                if row is not None:
                     followed.add(digest)
-                    todo += needs
+                    todo += row.needs if bases is None else row.links
+                    if bases is not None and row.base is not None:
+                        bases.add(row.base)
                 elif edges_of([digest])[0] is not None:
                     todo.append(digest)  # settled between the two looks
                 else:

@@ -110,9 +110,11 @@ class Glance:
         """
         opened = self._opened
         self._marks.visible = IdSet.below(self._last.next_data_id, self._last.loose)
-        self._reach(named)
-        self._reach(digest for _, digest in opened.pins)
+        bases = set[bytes]()
+        self._reach(named, bases)
+        self._reach((digest for _, digest in opened.pins), bases)
         self._firm = self._marks.visible.copy()
+        self._reach(bases)
         self._reach(digest for _, digest in opened.leased)
         young: list[bytes] = []
         for page in self._pages(page_rows):
@@ -128,8 +130,8 @@ class Glance:
         """Of them those that neither a run nor a pin needs."""
         return [data_id for data_id in self._there if data_id not in self._firm]
 
-    def _reach(self, digests: Iterable[bytes]) -> None:
-        if self._marks.reach_staged(digests, self._backend.edges, self._stage.needs):
+    def _reach(self, digests: Iterable[bytes], bases: set[bytes] | None = None) -> None:
+        if self._marks.reach_staged(digests, self._backend.edges, self._stage.find, bases):
             raise Doubt
 
     def _pages(self, rows: int) -> Iterable[list[tuple[int, bytes, int]]]:

@@ -137,11 +137,6 @@ class Stage:
             found = t.get(TABLE, digest)
         return None if found is None else Staged.unpack(digest, found)
 
-    def needs(self, digest: bytes) -> tuple[bytes, ...] | None:
-        """What a staged artifact needs; None where it is not staged."""
-        row = self.find(digest)
-        return None if row is None else row.needs
-
     def walk(self, digest: bytes, until: Until) -> list[Staged]:
         """The row of an artifact, that of its base, and so on as long as they are staged and `until` does not say that
         it is enough (see BlobBackend.base_walk); empty where it is not."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import casstore
+import journal
 from casstore import ArtifactId, GcReport, Lease, Store, remembered, steps
 from casstore.gc import Collector, Limits
 from casstore.refusals import refuse_implausible
 from casstore.remembered import LOOSE_MAX, Glance, Remembered
 from casstore.rows import u64
 from casstore.testing import FakeClock, FakeRoots, memory_store
+from journal import DomainEvent
 
 
 class World:
@@ -311,6 +314,35 @@ def test_each_rule_taken_out_leaves_garbage(rule_: str) -> None:
 
 
 # -- and where nothing did, nothing is marked
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["full mark", "glance"])
+def test_what_a_staged_delta_stands_on_is_not_needed_for_good(tmp_path: Path, before: bool) -> None:
+    """Named while a gc runs, settled by the next one: then the bytes of its base are enough, and its row goes."""
+    clock = FakeClock()
+    with journal.open(tmp_path / "home", clock=clock) as jrn:
+        store = jrn.store
+        run = jrn.start_run("op", manifest={}, context={}, claim=False)
+        if before:
+            store.gc(jrn, grace=0, keep_completed=0)
+        base = store.put_value({"text": TEXT})
+        if before:
+            store.gc(jrn, grace=3600, keep_completed=0)
+
+        def bring() -> None:
+            put = store.prepare_value({"text": TEXT + b"more"}, base=base)
+            assert isinstance(put, casstore.PreparedPut)
+            jrn.append(run.run_id, jrn.head(run.run_id), [DomainEvent("note", {"name": put.id})], puts=[put])
+            names.append(put.id)
+
+        names: list[ArtifactId] = []
+        with acting("gc.opened", bring):
+            found = store.gc(jrn, grace=3600, keep_completed=0)
+        assert found.incremental is before and base in store
+        clock.advance(7200)
+        removed = store.gc(jrn, grace=0, keep_completed=0).removed
+        assert [name for name, _ in removed] == [base] and store.info(names[0]).encoding == "segments"
+        assert store.get_value(names[0]) == {"text": TEXT + b"more"} and store.verify().ok
 
 
 def test_what_is_new_and_needed_costs_no_mark(world: World) -> None:
