@@ -304,7 +304,8 @@ def list_runs(backend: JournalBackend, status: RunStatus | str | None, after: UU
     while True:
         page: list[RunRow] = []
         with backend.look() as look:
-            for number in _numbers(look, status, before):
+            for key, number in _numbered(look, status, before):
+                before = key  # not what the row says: one that is damaged could lead back to where the list began
                 found = look.numbered(number)
                 if found is not None:
                     page.append(found)
@@ -314,8 +315,6 @@ def list_runs(backend: JournalBackend, status: RunStatus | str | None, after: UU
             return
         yield from map(summary, page)
         size = min(2 * size, PAGE_EVENTS)
-        last = page[-1]
-        before = (last.updated_ms, last.number) if isinstance(status, RunStatus) else last.number
 
 
 def stale_runs(runs: Iterator[RunSummary], now_ms: int, age_s: float) -> Iterator[RunSummary]:
@@ -325,10 +324,12 @@ def stale_runs(runs: Iterator[RunSummary], now_ms: int, age_s: float) -> Iterato
     return (row for row in runs if row.status is None and row.updated_ms <= now_ms - age_s * 1000)
 
 
-def _numbers(look: Look, status: RunStatus | str | None, before: Any) -> Iterator[int]:
+def _numbered(look: Look, status: RunStatus | str | None, before: Any) -> Iterator[tuple[Any, int]]:
+    """Each key that can be given as `before`, and the number of its run."""
     if isinstance(status, RunStatus):
-        return (number for _, number in look.ended(status, before=before))
-    return look.numbers(before=before) if status is None else look.live(before=before)
+        return ((key, key[1]) for key in look.ended(status, before=before))
+    numbers = look.numbers(before=before) if status is None else look.live(before=before)
+    return ((number, number) for number in numbers)
 
 
 # -- roots ----------------------------------------------------------------------------------------------

@@ -139,6 +139,14 @@ def shape_of(events: Iterable[Event]) -> Shape:
     return shape
 
 
+def opening(events: Sequence[Event]) -> int:
+    """How many events belong to the start: RunStarted, forked_from if it is a fork, the first policy if one follows."""
+    names = [event.name if isinstance(event, DomainEvent) else "" for event in events[1:3]]
+    if names[:1] == ["forked_from"]:
+        return 3 if names[1:] == ["run_policy"] else 2
+    return 2 if names[:1] == ["run_policy"] else 1
+
+
 @dataclass
 class Request:
     """What one append asks for one run."""

@@ -12,7 +12,7 @@ import pytest
 from helpers import BRIEF, python, soak_machine
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from journal_oracle import Answer, Holder, Oracle, Refused, Request, Shape, resumption, shape_of
+from journal_oracle import Answer, Holder, Oracle, Refused, Request, Shape, opening, resumption, shape_of
 
 import casstore
 import journal
@@ -200,6 +200,8 @@ class JournalMachine(RuleBasedStateMachine):
         for kinds in BEGUN:
             self.start(0, STATES if len(kinds) % 2 else None, 3, None, False)
             self._go_on(0, [(kind, 1) for kind in kinds], "right", "current", "fresh", True)
+        for at in (1, 2, 3):  # the second is a fork of a fork; each within what its source was begun with
+            self.fork(0, at, False, "new")
 
     # -- plumbing
 
@@ -494,7 +496,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert found == Refused("InvalidArgument", "invalid_argument")
             return
         kept = run.events[:at_seq]
-        shape = shape_of(kept)
+        shape = shape_of(run.events[: max(at_seq, opening(run.events))])
         assert shape.checkpoint is not None and isinstance(kept[0], RunStarted)
         if shape.checkpoint not in self.present:
             assert found == Refused("Collected", "collected")

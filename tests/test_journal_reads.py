@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,7 +18,7 @@ from casstore.testing import FakeClock
 from journal import DomainEvent, RunStarted, StateCompleted, StateEntered, reading, table_backend
 from journal import appends as appends_module
 from journal.events import Event, to_fields
-from journal.rows import EV, number
+from journal.rows import EV, RUN, number, pack_run, unpack_run
 from journal.testing import memory_journal
 
 RUNS = [UUID(int=(0xA0 + place) << 120) for place in range(3)]
@@ -115,6 +117,23 @@ def test_lists_of_runs_go_on_page_after_page(jrn: journal.Journal, monkeypatch: 
         assert [row.run_id for row in jrn.runs(status=status)] == ids[::-1]
         assert [row.run_id for row in jrn.runs(status=status, limit=5)] == ids[:-6:-1]
         assert [row.run_id for row in jrn.runs(status=status, after=ids[20])] == ids[19::-1]
+
+
+@pytest.mark.parametrize("moved_ms", [-1_000_000, 1_000_000])
+def test_a_list_ends_whatever_a_damaged_row_says(
+    jrn: journal.Journal, monkeypatch: pytest.MonkeyPatch, moved_ms: int
+) -> None:
+    """A row that says that its run ended at another time leads the list neither back to its begin nor past others."""
+    monkeypatch.setattr(reading, "FIRST_PAGE_RUNS", 2)
+    ids = [UUID(int=place + 1) for place in range(6)]
+    for run_id in ids:
+        jrn.start_run("op", manifest={}, context={}, run_id=run_id).complete()
+    with jrn._backend._tables.write() as txn:  # type: ignore[attr-defined]
+        row = unpack_run(5, txn.get(RUN, number(5)))  # the last of the first page
+        ended_ms = row.updated_ms + moved_ms
+        txn.put(RUN, number(5), pack_run(replace(row, started_ms=min(row.started_ms, ended_ms), updated_ms=ended_ms)))
+    found = [row.run_id for row in islice(jrn.runs(status="completed"), 20)]
+    assert found == ids[::-1]
 
 
 def test_new_runs_of_one_append_are_judged_once(jrn: journal.Journal, monkeypatch: pytest.MonkeyPatch) -> None:
