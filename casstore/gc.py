@@ -112,7 +112,7 @@ class Collector:
         self._position = 0
         self._epoch: int | None = None
         self._seen = (0, 0)  # where nothing is written: what other gcs had done when it began
-        self._staged_position = -1  # of the newest staged row that was read
+        self._staged_seen: frozenset[tuple[bytes, int]] = frozenset()  # by the last look; not all of it is staged still
         self._commit = 0  # the store's newest commit after this gc's last one
 
     def preview(self) -> GcReport:
@@ -342,10 +342,11 @@ class Collector:
 
     def _late_staged(self) -> list[bytes]:
         """What was staged since the last look, and what that needs: roots, whatever became of their run (H26)."""
-        rows = self._stage.rows(self._staged_position)
-        if rows:
-            self._staged_position = rows[-1].position
-        return [digest for row in rows for digest in (row.digest, *row.needs)]
+        rows, seen = self._stage.rows(), self._staged_seen
+        # by name, not from the newest position on: that of a damaged row may be one that never comes
+        self._staged_seen = frozenset((row.digest, row.position) for row in rows)
+        late = (row for row in rows if (row.digest, row.position) not in seen)
+        return [digest for row in late for digest in (row.digest, *row.needs)]
 
     # -- sweep
 
@@ -381,7 +382,7 @@ class Collector:
     def _sweep_batch(self, epoch: int, batch: Sequence[Candidate]) -> bool:
         """Whether there was room for it: deleting changes pages, and each changed page takes a new one first. Where
         there was none, nothing has changed, and the same rows come again in smaller batches."""
-        watch, looked = Stopwatch(self._pace.timer), (self._position, self._staged_position)
+        watch, looked = Stopwatch(self._pace.timer), (self._position, self._staged_seen)
         with refusing(f"locking {self._source}"), self._roots.exclusive():  # J before S, everywhere
             since = self._pace.timer()
             reach("gc.locked")
@@ -391,7 +392,7 @@ class Collector:
             except StoreFull:
                 if len(batch) == 1:
                     raise
-                self._position, self._staged_position = looked  # what came late may not be marked yet
+                self._position, self._staged_seen = looked  # what came late may not be marked yet
                 self._pace.no_room(rows=len(batch))
                 return False
         self._commit += 1

@@ -153,19 +153,15 @@ class Stage:
                 at = row.base if row.chain > until(found[0].chain) else None
         return found
 
-    def rows(self, after: int = -1) -> list[Staged]:
-        """What was staged by appends after a position, in order: nothing needs a later one."""
+    def rows(self) -> list[Staged]:
+        """All of them in the order in which they were staged: nothing needs a later one."""
         tables = self._tables()
         if tables is None:
             return []
         with tables.read() as t:
             if not t.count(TABLE):
                 return []
-            found = [
-                Staged.unpack(digest, data)
-                for digest, data in t.scan(TABLE)
-                if int.from_bytes(data[:8], "big") > after
-            ]  # fmt: skip
+            found = [Staged.unpack(digest, data) for digest, data in t.scan(TABLE)]
         return sorted(found, key=lambda row: (row.position, row.place))
 
     def count(self) -> int:

@@ -395,6 +395,25 @@ def test_h26_a_staged_row_is_a_root_after_its_run(
             jrn.store.get(child)
 
 
+def test_a_damaged_position_hides_no_later_row_from_gc(
+    jrn: journal.Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row whose position is said to be in the future, and one that is staged after gc saw it."""
+    child = old(jrn, "a child")
+    run = jrn.start_run("staged", manifest={}, context={}, run_id=RUN)
+    first = stage(jrn, run, {"n": 1})
+    with jrn._backend._tables.write() as t:  # type: ignore[attr-defined]
+        data = t.get(TABLE, first.digest)
+        t.put(TABLE, first.digest, (1 << 62).to_bytes(8, "big") + data[8:])
+    monkeypatch.setattr(Staging, "settle", lambda self: 0)  # else the damaged row is gone before gc looks
+
+    def append() -> None:
+        stage(jrn, run, {"child": child})
+
+    at("gc.marked", append, lambda: jrn.store.gc(jrn, grace=0, force=True))
+    assert jrn.store.get_value(child) == "a child"
+
+
 def test_what_is_staged_already_keeps_its_place(jrn: journal.Journal) -> None:
     """Brought again after what needs it, it still goes into the store first: one settling moves everything (CS)."""
     run = jrn.start_run("staged", manifest={}, context={}, run_id=RUN)
