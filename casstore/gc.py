@@ -35,7 +35,7 @@ from casstore.remembered import Doubt, Glance, Remembered, remember
 from casstore.removals import Removals
 from casstore.reports import GcReport
 from casstore.roots import RetainingSource, Retention, Root, RootSource, WitnessSource
-from casstore.stage import Stage
+from casstore.stage import Stage, StagedName
 from casstore.steps import reach
 
 BATCH_ROWS: Final = 6000  # at most, whatever the pace says: more would need more memory for the pages changed
@@ -112,7 +112,7 @@ class Collector:
         self._position = 0
         self._epoch: int | None = None
         self._seen = (0, 0)  # where nothing is written: what other gcs had done when it began
-        self._staged_seen: frozenset[tuple[bytes, int]] = frozenset()  # by the last look; not all of it is staged still
+        self._staged_seen: frozenset[StagedName] = frozenset()  # by the last look; not all of it is staged still
         self._commit = 0  # the store's newest commit after this gc's last one
 
     def preview(self) -> GcReport:
@@ -342,11 +342,8 @@ class Collector:
 
     def _late_staged(self) -> list[bytes]:
         """What was staged since the last look, and what that needs: roots, whatever became of their run (H26)."""
-        rows, seen = self._stage.rows(), self._staged_seen
-        # by name, not from the newest position on: that of a damaged row may be one that never comes
-        self._staged_seen = frozenset((row.digest, row.position) for row in rows)
-        late = (row for row in rows if (row.digest, row.position) not in seen)
-        return [digest for row in late for digest in (row.digest, *row.needs)]
+        rows, self._staged_seen = self._stage.late(self._staged_seen)
+        return [digest for row in rows for digest in (row.digest, *row.needs)]
 
     # -- sweep
 

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Final, NamedTuple, final
 
 from casstore.backend import NewArtifact, Until
 from casstore.errors import DamagedStore
 from casstore.tables import ReadTransaction, Tables, WriteTransaction
 
-__all__ = ["ROWS_MAX", "TABLE", "Stage", "Staged", "due", "fits", "is_staged", "write"]
+__all__ = ["ROWS_MAX", "TABLE", "Stage", "Staged", "StagedName", "due", "fits", "is_staged", "write"]
 
 TABLE: Final = b"staged1"  # digest -> Staged
 ROW_BYTES_MAX: Final = 4080  # one overflow page of LMDB
 ROWS_MAX: Final = 1000
 _ROWS_DUE: Final = 32  # the fewest that are worth a settling
 _GROUPS_DUE: Final = 8  # of appends between two settlings
+
+StagedName = tuple[bytes, bytes]  # digest and position: staged again later it is another
 
 _HEAD: Final = struct.Struct(">QHIQBHBBH")
 
@@ -155,14 +157,20 @@ class Stage:
 
     def rows(self) -> list[Staged]:
         """All of them in the order in which they were staged: nothing needs a later one."""
+        return self.late(frozenset())[0]
+
+    def late(self, seen: Set[StagedName]) -> tuple[list[Staged], frozenset[StagedName]]:
+        """Those that were not seen, in the order in which they were staged, and what all of them are seen as. By name,
+        not from the newest position on: that of a damaged row may be one that never comes."""
         tables = self._tables()
         if tables is None:
-            return []
+            return [], frozenset()
         with tables.read() as t:
             if not t.count(TABLE):
-                return []
-            found = [Staged.unpack(digest, data) for digest, data in t.scan(TABLE)]
-        return sorted(found, key=lambda row: (row.position, row.place))
+                return [], frozenset()
+            named = {(digest, data[:8]): data for digest, data in t.scan(TABLE)}
+        found = [Staged.unpack(name[0], data) for name, data in named.items() if name not in seen]
+        return sorted(found, key=lambda row: (row.position, row.place)), frozenset(named)
 
     def count(self) -> int:
         tables = self._tables()

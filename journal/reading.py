@@ -304,7 +304,7 @@ def list_runs(backend: JournalBackend, status: RunStatus | str | None, after: UU
     while True:
         page: list[RunRow] = []
         with backend.look() as look:
-            for key, number in _numbered(look, status, before):
+            for key, number in _keyed(look, status, before):
                 before = key  # not what the row says: one that is damaged could lead back to where the list began
                 found = look.numbered(number)
                 if found is not None:
@@ -324,7 +324,7 @@ def stale_runs(runs: Iterator[RunSummary], now_ms: int, age_s: float) -> Iterato
     return (row for row in runs if row.status is None and row.updated_ms <= now_ms - age_s * 1000)
 
 
-def _numbered(look: Look, status: RunStatus | str | None, before: Any) -> Iterator[tuple[Any, int]]:
+def _keyed(look: Look, status: RunStatus | str | None, before: Any) -> Iterator[tuple[Any, int]]:
     """Each key that can be given as `before`, and the number of its run."""
     if isinstance(status, RunStatus):
         return ((key, key[1]) for key in look.ended(status, before=before))

@@ -200,8 +200,9 @@ class JournalMachine(RuleBasedStateMachine):
         for kinds in BEGUN:
             self.start(0, STATES if len(kinds) % 2 else None, 3, None, False)
             self._go_on(0, [(kind, 1) for kind in kinds], "right", "current", "fresh", True)
-        for at in (1, 2, 3):  # the second is a fork of a fork; each within what its source was begun with
-            self.fork(0, at, False, "new")
+        # inside the opening of a run with a plan; of one that completed a state; inside the opening of that fork
+        for pick, at in ((3, 1), (3, 5), (0, 1)):
+            self.fork(pick, at, False, "new")
 
     # -- plumbing
 

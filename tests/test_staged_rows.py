@@ -414,6 +414,31 @@ def test_a_damaged_position_hides_no_later_row_from_gc(
     assert jrn.store.get_value(child) == "a child"
 
 
+def test_what_came_late_to_a_batch_without_room_is_not_forgotten(
+    jrn: journal.Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen under the lock by a batch that found the disk full, before it was marked: the next batch sees it again."""
+    child = old(jrn, "a child")
+    old(jrn, "nobody's")
+    run = jrn.start_run("staged", manifest={}, context={}, run_id=RUN)
+    backend = jrn.store._backend
+    sweep = backend.gc_sweep
+
+    def full(*arguments: Any) -> Any:
+        monkeypatch.setattr(backend, "gc_sweep", sweep)
+        raise casstore.StoreFull("a disk", "no room")
+
+    monkeypatch.setattr(Staging, "settle", lambda self: 0)
+    monkeypatch.setattr(backend, "gc_sweep", full)
+
+    def append() -> None:
+        stage(jrn, run, {"child": child})
+        jrn.cancel(RUN)
+
+    at("gc.before_batch", append, lambda: jrn.store.gc(jrn, grace=0, keep_completed=0, force=True))
+    assert jrn.store.get_value(child) == "a child"
+
+
 def test_what_is_staged_already_keeps_its_place(jrn: journal.Journal) -> None:
     """Brought again after what needs it, it still goes into the store first: one settling moves everything (CS)."""
     run = jrn.start_run("staged", manifest={}, context={}, run_id=RUN)
