@@ -707,9 +707,10 @@ def test_records_are_what_format_says(store: Store) -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     """`casstore compact` says what it did; --max-time ends with the code for what can be gone on with."""
-    home = tmp_path / "home"
+    home, other = tmp_path / "home", tmp_path / "other"
     with casstore.open(home) as store:
         shrunk(store, FakeRoots(store))
+    shutil.copytree(home, other)
     code = "import sys; from casstore.cli.main import main; sys.argv = ['casstore', *sys.argv[1:]]; main()"
 
     def run(*arguments: str) -> tuple[int, dict[str, Any]]:
@@ -723,3 +724,5 @@ def test_the_command(tmp_path: Path) -> None:
     assert (exit_code, document["stopped"], document["rebased"]) == (0, "", 0)
     exit_code, document = run()
     assert exit_code == 0 and document["rebased"] == 5 and document["freed_bytes"] > document["rebased_bytes"] > 0
+    told = child(code, "compact", "--home", other).communicate()[0].splitlines()
+    assert len(told) == 2 and "before" in told[0] and told[1].startswith("5 deltas moved, ")

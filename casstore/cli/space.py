@@ -44,7 +44,12 @@ def register(cli: click.Group) -> None:
         with open_store(home, read_only=False) as store:
             report = store.compact(reencode=reencode, max_time=max_time, max_bytes=max_bytes)
         document = {**asdict(report), "trained": list(report.trained), "returned_bytes": report.returned_bytes}
-        out.document(document, lambda: say(_shown(report)))
+
+        def show() -> None:
+            for line in _lines(report):
+                say(line)
+
+        out.document(document, show)
         if report.stopped:
             ctx.exit(EXIT_STOPPED)
 
@@ -80,7 +85,7 @@ def register(cli: click.Group) -> None:
         out.document({"kind": kind, "dictionary": str(name) if name else None}, lambda: say(text))
 
 
-def _shown(report: CompactReport) -> str:
+def _lines(report: CompactReport) -> list[str]:
     """One line for the file, and one for each thing that the re-encoding did."""
     back = f"the file system has {shown_size(report.returned_bytes)} back"
     if not report.returned_bytes:
@@ -98,4 +103,4 @@ def _shown(report: CompactReport) -> str:
         lines.append(f"{counted(report.skipped, 'artifact')} damaged and left alone: casstore verify")
     if report.stopped:
         lines.append(f"re-encoding stopped ({report.stopped}): the next compact goes on")
-    return "\n".join(lines)
+    return lines
